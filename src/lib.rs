@@ -1,0 +1,1 @@
+//! peel mounts container images without unpacking them.

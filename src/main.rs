@@ -1,0 +1,2 @@
+//! The `peel` binary.
+fn main() {}
