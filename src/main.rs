@@ -1,2 +1,7 @@
 //! The `peel` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    peel::cli::main()
+}

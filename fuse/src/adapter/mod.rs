@@ -1,0 +1,491 @@
+//! Between the fuser crate and [`Filesystem`]: unpacks requests, packs replies, logs errors.
+//!
+//! Requests about metadata are answered on the thread that took them, as they never wait. Reads go
+//! to the pool.
+//!
+//! `open` and `opendir` are answered ENOSYS, once each a connection: the kernel then opens files
+//! without asking, keeps their pages, and keeps listings. So are `flush`, `fsync`, `lseek` and
+//! whatever else the kernel can do, or do without, by itself.
+
+mod convert;
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    time::SystemTime,
+};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Generation,
+    INodeNo, IoctlFlags, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+use tracing::Level;
+
+use self::convert::{file_attr, file_type, nothing};
+use crate::{
+    error::Error,
+    fs::{BLOCK_SIZE, Filesystem, Inode, Lookup},
+    pool::Pool,
+    source::FileSource,
+};
+
+/// Longest name of an entry, in bytes.
+const NAME_MAX: u32 = 255;
+
+/// Numbers are never used again, so there is one generation.
+const GENERATION: Generation = Generation(0);
+
+/// The filesystem as fuser sees it.
+#[derive(Debug)]
+pub(crate) struct Adapter<S: FileSource> {
+    filesystem: Filesystem<S>,
+    reads: Pool<Read>,
+}
+
+/// A read on its way through the pool.
+#[derive(Debug)]
+struct Read {
+    ino: u64,
+    offset: u64,
+    len: u32,
+    reply: ReplyData,
+}
+
+impl<S: FileSource> Adapter<S> {
+    pub(crate) fn new(filesystem: Filesystem<S>, read_threads: usize) -> io::Result<Self> {
+        let reader = filesystem.clone();
+        let reads = Pool::start(read_threads, move |read: Read, buffer| {
+            let Read {
+                ino,
+                offset,
+                len,
+                reply,
+            } = read;
+            match answer("read", ino, || reader.read(ino, offset, len, buffer)) {
+                Ok(()) => reply.data(buffer),
+                Err(errno) => reply.error(errno),
+            }
+        })?;
+        Ok(Self { filesystem, reads })
+    }
+}
+
+/// Runs an operation; logs what goes wrong, panics included, and says what the caller gets.
+fn answer<T>(
+    operation: &'static str,
+    ino: u64,
+    run: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Errno> {
+    let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Error::Panic));
+    result.map_err(|error| {
+        let cause = || {
+            let causes = std::iter::successors(std::error::Error::source(&error), |e| e.source());
+            causes.map(|e| format!(": {e}")).collect::<String>()
+        };
+        match error.level() {
+            Level::ERROR => tracing::error!("{operation} of inode {ino:#x}: {error}{}", cause()),
+            Level::WARN => tracing::warn!("{operation} of inode {ino:#x}: {error}{}", cause()),
+            Level::DEBUG => tracing::debug!("{operation} of inode {ino:#x}: {error}{}", cause()),
+            _ => {}
+        }
+        Errno::from_i32(error.errno())
+    })
+}
+
+/// Answers a request for extended attributes by its rules: size 0 asks for the length.
+fn reply_xattr(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match result {
+        Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
+        Ok(bytes) => reply.data(&bytes),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// Checks that an answer fits where its length is not what was asked for.
+fn fits(bytes: Vec<u8>, size: u32) -> Result<Vec<u8>, Error> {
+    match size as usize {
+        room if room != 0 && room < bytes.len() => Err(Error::Room {
+            needed: bytes.len(),
+            room,
+        }),
+        _ => Ok(bytes),
+    }
+}
+
+/// The number that the caller of an operation gets without more ado.
+fn refusal(error: Error) -> Errno {
+    Errno::from_i32(error.errno())
+}
+
+impl<S: FileSource> fuser::Filesystem for Adapter<S> {
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let find = || self.filesystem.lookup(parent.0, name.as_bytes());
+        match answer("lookup", parent.0, find) {
+            Ok(Lookup::Found(inode)) => {
+                let Inode {
+                    attr_ttl,
+                    entry_ttl,
+                    ..
+                } = &inode;
+                reply.entry_with_ttls(attr_ttl, entry_ttl, &file_attr(&inode), GENERATION);
+            }
+            Ok(Lookup::Missing { ttl }) if ttl.is_zero() => reply.error(refusal(Error::NotFound)),
+            Ok(Lookup::Missing { ttl }) => reply.entry(&ttl, &nothing(), GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match answer("getattr", ino.0, || self.filesystem.getattr(ino.0)) {
+            Ok(inode) => reply.attr(&inode.attr_ttl, &file_attr(&inode)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match answer("readlink", ino.0, || self.filesystem.readlink(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        len: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.reads.submit(Read {
+            ino: ino.0,
+            offset,
+            len,
+            reply,
+        });
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn fsync(&self, _r: &Request, _i: INodeNo, _f: FileHandle, _d: bool, reply: ReplyEmpty) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let mut add = |entry: crate::fs::DirEntry<'_>| {
+            let name = OsStr::from_bytes(entry.name);
+            reply.add(
+                INodeNo(entry.ino),
+                entry.offset,
+                file_type(entry.kind),
+                name,
+            )
+        };
+        match answer("readdir", ino.0, || {
+            self.filesystem.readdir(ino.0, offset, &mut add)
+        }) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut add = |entry: crate::fs::DirEntry<'_>, inode: &Inode| {
+            let name = OsStr::from_bytes(entry.name);
+            let (number, ttl) = (INodeNo(entry.ino), &inode.entry_ttl);
+            let attr = FileAttr {
+                ino: number,
+                ..file_attr(inode)
+            };
+            reply.add(number, entry.offset, name, ttl, &attr, GENERATION)
+        };
+        match answer("readdirplus", ino.0, || {
+            self.filesystem.readdirplus(ino.0, offset, &mut add)
+        }) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fsyncdir(&self, _r: &Request, _i: INodeNo, _f: FileHandle, _d: bool, reply: ReplyEmpty) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match answer("statfs", ino.0, || self.filesystem.statfs(ino.0)) {
+            Ok(s) => reply.statfs(
+                s.blocks, 0, 0, s.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let get = || fits(self.filesystem.getxattr(ino.0, name.as_bytes())?, size);
+        reply_xattr(answer("getxattr", ino.0, get), size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let list = || fits(self.filesystem.listxattr(ino.0)?, size);
+        reply_xattr(answer("listxattr", ino.0, list), size, reply);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // default_permissions: the kernel checks by itself
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _handle: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(refusal(Error::NotProvided));
+    }
+
+    // The mount is read-only, so the kernel lets none of what follows through. It is refused here
+    // too, as nothing but the mount's flags stands before it.
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn symlink(&self, _r: &Request, _p: INodeNo, _n: &OsStr, _t: &Path, reply: ReplyEntry) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn link(&self, _r: &Request, _i: INodeNo, _p: INodeNo, _n: &OsStr, reply: ReplyEntry) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(refusal(Error::ReadOnly));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_are_answered() {
+        let result = answer("test", 1, || -> Result<(), Error> {
+            panic!("part of the test")
+        });
+        assert_eq!(result.map_err(Errno::code), Err(libc::EIO));
+    }
+
+    #[test]
+    fn room_for_extended_attributes() {
+        assert!(fits(vec![0; 8], 0).is_ok(), "the length was asked for");
+        assert!(fits(vec![0; 8], 8).is_ok());
+        let small = fits(vec![0; 8], 7).expect_err("too small");
+        assert_eq!(small.errno(), libc::ERANGE);
+    }
+}

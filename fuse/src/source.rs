@@ -1,0 +1,80 @@
+//! What the filesystem serves from.
+
+use std::sync::Arc;
+
+use peel_index::{Layer, Slot, Tree};
+
+/// Trees, layers and the content of files. Asked from several threads at once.
+pub trait FileSource: Send + Sync + 'static {
+    /// The tree of a slot; `None` where there is none. Called for every request about metadata:
+    /// after the first call for a slot it has to be cheap, and it must never wait for I/O that can
+    /// take long.
+    fn tree(&self, slot: Slot) -> Option<Arc<Tree>>;
+
+    /// The layer index of a slot, under the same conditions.
+    fn layer(&self, slot: Slot) -> Option<Arc<Layer>>;
+
+    /// Appends the bytes `offset..offset + len` of a regular file to `out`; fewer only where the
+    /// file ends. May block.
+    ///
+    /// # Errors
+    /// What `out` holds then counts for nothing.
+    fn read(
+        &self,
+        layer: Slot,
+        number: u32,
+        offset: u64,
+        len: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ReadError>;
+}
+
+/// Why content could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The layer's index is not there.
+    #[error("layer {layer} is not there")]
+    NoLayer {
+        /// Its slot.
+        layer: Slot,
+    },
+    /// The inode holds no content: it is out of range, or no regular file.
+    #[error("inode {number} of layer {layer} has no content")]
+    NoContent {
+        /// The layer's slot.
+        layer: Slot,
+        /// The inode's number in the layer.
+        number: u32,
+    },
+    /// The layer's bytes could not be had.
+    #[error("cannot get the bytes of layer {layer}")]
+    Io {
+        /// The layer's slot.
+        layer: Slot,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The source gave another number of bytes than the file has there. The kernel would take that
+    /// for the file's end.
+    #[error("expected {expected} bytes of inode {number} of layer {layer}, found {found}")]
+    Length {
+        /// The layer's slot.
+        layer: Slot,
+        /// The inode's number in the layer.
+        number: u32,
+        /// Bytes that the file has there.
+        expected: usize,
+        /// Bytes that came.
+        found: usize,
+    },
+    /// The layer's bytes are there, but they are not what was indexed.
+    #[error("the bytes of layer {layer} are damaged")]
+    Damaged {
+        /// The layer's slot.
+        layer: Slot,
+        /// What is wrong with them.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

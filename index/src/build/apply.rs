@@ -1,0 +1,420 @@
+//! Entries of a tar, one after the other, applied to the tree of their layer.
+//!
+//! What happens follows containerd's `archive.Apply` onto an empty upper directory; decisions on
+//! what that leaves open are in `index/MERGE.md`.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
+
+use super::{
+    arena::{Arena, implicit_directory},
+    error::{BuildError, EntryProblem},
+};
+use crate::{
+    attr::{FileKind, MAX_FILE_SIZE, PERMISSION_MASK, TYPE_MASK, makedev},
+    format::{
+        ExtentRecord, IMPLICIT, InodeRecord, LOWER_LINK, MAX_NAME, MAX_XATTR_NAME, MAX_XATTR_VALUE,
+        OPAQUE, SPARSE,
+    },
+    layer::ROOT,
+    path::{CleanPath, MAX_LINKS, MAX_STEPS, clean},
+    tar::{EntryKind, TarEntry},
+};
+
+const WHITEOUT: &[u8] = b".wh.";
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Longest path, and longest link target, in bytes (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+
+/// Mode of every symlink: Linux has no other.
+const SYMLINK_MODE: u32 = 0o777;
+
+/// The tree of one layer.
+pub(super) struct LayerTree {
+    pub(super) arena: Arena,
+    /// Hard links into lower layers by cleaned target path.
+    lower_links: HashMap<Vec<u8>, u32>,
+}
+
+/// Where a path leads.
+enum Place {
+    Directory(u32),
+    /// Not in this layer; the path that would have to be, without a leading slash.
+    Elsewhere(Vec<u8>),
+}
+
+impl LayerTree {
+    pub(super) fn new() -> Self {
+        Self {
+            arena: Arena::new(),
+            lower_links: HashMap::new(),
+        }
+    }
+
+    /// Applies an entry.
+    pub(super) fn apply(&mut self, entry: &TarEntry) -> Result<(), BuildError> {
+        self.place(entry).map_err(|problem| BuildError::Entry {
+            path: printable(&entry.path),
+            offset: entry.header_offset,
+            problem,
+        })
+    }
+
+    fn place(&mut self, entry: &TarEntry) -> Result<(), EntryProblem> {
+        let path = clean(&entry.path);
+        check_path(&path)?;
+        let Some((base, parents)) = path.names.split_last() else {
+            // Only a directory can be the root; like containerd, take no notice of anything else
+            if entry.kind == EntryKind::Directory {
+                self.set_header(ROOT, entry)?;
+            }
+            return Ok(());
+        };
+        let is_meta = |name: &&[u8]| name.starts_with(WHITEOUT_META);
+        if parents.iter().any(is_meta) || (is_meta(base) && *base != WHITEOUT_OPAQUE) {
+            return Ok(());
+        }
+        let parent = self.make_parents(parents)?;
+        if *base == WHITEOUT_OPAQUE {
+            let inode = self.arena.inode_mut(parent);
+            inode.flags = (inode.flags.get() | OPAQUE).into();
+            return Ok(());
+        }
+        if let Some(hidden) = base.strip_prefix(WHITEOUT) {
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Err(EntryProblem::Whiteout);
+            }
+            let link = self.arena.find_or_add(parent, hidden)?;
+            self.arena.link_mut(link).is_whiteout = true;
+            return Ok(());
+        }
+        let kind = match entry.kind {
+            EntryKind::Directory => return self.place_directory(parent, base, entry),
+            EntryKind::HardLink => return self.place_hard_link(parent, base, entry),
+            EntryKind::File => FileKind::Regular,
+            EntryKind::Symlink => FileKind::Symlink,
+            EntryKind::CharDevice => FileKind::CharDevice,
+            EntryKind::BlockDevice => FileKind::BlockDevice,
+            EntryKind::Fifo => FileKind::Fifo,
+        };
+        let inode = self.new_inode(kind, entry)?;
+        let link = self.arena.find_or_add(parent, base)?;
+        self.arena.detach(link);
+        let number = self.arena.add(inode)?;
+        self.arena.attach(link, number);
+        self.set_header(number, entry)
+    }
+
+    fn place_directory(
+        &mut self,
+        parent: u32,
+        base: &[u8],
+        entry: &TarEntry,
+    ) -> Result<(), EntryProblem> {
+        let link = self.arena.find_or_add(parent, base)?;
+        let mut number = self.arena.link(link).inode;
+        if number == 0 || !self.arena.is_directory(number) {
+            self.arena.detach(link);
+            number = self.arena.add(implicit_directory())?;
+            self.arena.attach(link, number);
+        }
+        self.set_header(number, entry)
+    }
+
+    fn place_hard_link(
+        &mut self,
+        parent: u32,
+        base: &[u8],
+        entry: &TarEntry,
+    ) -> Result<(), EntryProblem> {
+        check_link(&entry.link)?;
+        let directory_link = || EntryProblem::DirectoryLink {
+            target: printable(&entry.link),
+        };
+        let path = clean(&entry.link);
+        let (name, parents) = path.names.split_last().ok_or_else(directory_link)?;
+        let target = match self.walk(parents, false)? {
+            Place::Directory(directory) if directory == parent && name == &base => return Ok(()),
+            Place::Directory(directory) => {
+                let link = self.arena.find(directory, name);
+                match link.map_or(0, |link| self.arena.link(link).inode) {
+                    0 => Err(join(self.arena.path(directory), name)),
+                    number => Ok(number),
+                }
+            }
+            Place::Elsewhere(path) => Err(join(path, name)),
+        };
+        let number = match target {
+            Ok(number) if self.arena.is_directory(number) => return Err(directory_link()),
+            Ok(number) => number,
+            Err(path) => self.lower_link(path)?,
+        };
+        let link = self.arena.find_or_add(parent, base)?;
+        if self.arena.link(link).inode != number {
+            self.arena.detach(link);
+            self.arena.attach(link, number);
+        }
+        self.set_header(number, entry)
+    }
+
+    /// The inode that stands for a path of the lower layers.
+    fn lower_link(&mut self, path: Vec<u8>) -> Result<u32, EntryProblem> {
+        if let Some(number) = self.lower_links.get(&path)
+            && self.arena.inode(*number).nlink.get() != 0
+        {
+            return Ok(*number);
+        }
+        if path.len() > MAX_PATH {
+            return Err(EntryProblem::Link { found: path.len() });
+        }
+        let target = self.arena.names.intern(&path)?;
+        let number = self.arena.add(InodeRecord {
+            flags: LOWER_LINK.into(),
+            data: u64::from(target.number()).into(),
+            count: (path.len() as u32).into(),
+            ..InodeRecord::default()
+        })?;
+        self.lower_links.insert(path, number);
+        Ok(number)
+    }
+
+    /// A new inode of a kind that is neither directory nor hard link, without its header.
+    fn new_inode(&mut self, kind: FileKind, entry: &TarEntry) -> Result<InodeRecord, EntryProblem> {
+        let mut inode = InodeRecord {
+            mode: kind.type_bits().into(),
+            ..InodeRecord::default()
+        };
+        match kind {
+            FileKind::Regular => self.set_content(&mut inode, entry)?,
+            FileKind::Symlink => {
+                check_link(&entry.link)?;
+                let target = self.arena.names.intern(&entry.link)?;
+                inode.data = u64::from(target.number()).into();
+                inode.count = (entry.link.len() as u32).into();
+                inode.size = (entry.link.len() as u64).into();
+            }
+            FileKind::CharDevice | FileKind::BlockDevice => {
+                inode.data = makedev(entry.rdev_major, entry.rdev_minor).into();
+            }
+            FileKind::Fifo | FileKind::Directory => {}
+        }
+        Ok(inode)
+    }
+
+    fn set_content(
+        &mut self,
+        inode: &mut InodeRecord,
+        entry: &TarEntry,
+    ) -> Result<(), EntryProblem> {
+        let wrong = || EntryProblem::Size { size: entry.size };
+        if entry.size > MAX_FILE_SIZE {
+            return Err(wrong());
+        }
+        inode.size = entry.size.into();
+        match entry.data[..] {
+            [] if entry.size == 0 => return Ok(()),
+            [only] if only.logical == 0 && only.len == entry.size => {
+                inode.data = only.tar_offset.into();
+                return Ok(());
+            }
+            _ => {}
+        }
+        inode.flags = SPARSE.into();
+        inode.data = (self.arena.extents.len() as u64).into();
+        let mut last = 0;
+        for extent in entry.data.iter().filter(|extent| extent.len != 0) {
+            let end = extent.logical.checked_add(extent.len).ok_or_else(wrong)?;
+            if extent.logical < last || end > entry.size {
+                return Err(wrong());
+            }
+            last = end;
+            self.arena.extents.push(ExtentRecord {
+                logical: extent.logical.into(),
+                tar_offset: extent.tar_offset.into(),
+                len: extent.len.into(),
+            });
+        }
+        let count = self.arena.extents.len() as u64 - inode.data.get();
+        inode.count = u32::try_from(count).map_err(|_| wrong())?.into();
+        Ok(())
+    }
+
+    /// Applies what the header says about an inode: mode, owner, time, extended attributes.
+    fn set_header(&mut self, number: u32, entry: &TarEntry) -> Result<(), EntryProblem> {
+        let kind = self.arena.kind(number);
+        let mut xattrs = shown_xattrs(entry, kind)?;
+        let old = self.arena.inode(number);
+        let is_new = old.flags.get() & IMPLICIT != 0;
+        if !is_new && old.xattrs.get() != 0 {
+            // setxattr(2) keeps the others; the chown(2) before it drops a file's capabilities
+            let keeps_all = kind == Some(FileKind::Directory);
+            for (name, value) in self.arena.xattrs.set(old.xattrs.get()) {
+                if keeps_all || name != b"security.capability" {
+                    xattrs.entry(name.into()).or_insert(value.into());
+                }
+            }
+        }
+        let set: Vec<(Vec<u8>, Vec<u8>)> = xattrs
+            .into_iter()
+            .map(|(n, v)| (n.into_owned(), v.into_owned()))
+            .collect();
+        let xattrs = self
+            .arena
+            .xattrs
+            .intern(set.iter().map(|(n, v)| (&n[..], &v[..])))?;
+        let inode = self.arena.inode_mut(number);
+        let permissions = match kind {
+            Some(FileKind::Symlink) => SYMLINK_MODE,
+            _ => entry.mode & PERMISSION_MASK,
+        };
+        inode.mode = (inode.mode.get() & TYPE_MASK | permissions).into();
+        inode.flags = (inode.flags.get() & !IMPLICIT).into();
+        inode.uid = entry.uid.into();
+        inode.gid = entry.gid.into();
+        inode.mtime_sec = entry.mtime_sec.into();
+        inode.mtime_nsec = entry.mtime_nsec.min(999_999_999).into();
+        inode.header = entry.header_offset.into();
+        inode.xattrs = xattrs.into();
+        Ok(())
+    }
+
+    /// The directory at a path, made with its parents where this layer has none.
+    fn make_parents(&mut self, names: &[&[u8]]) -> Result<u32, EntryProblem> {
+        match self.walk(names, true)? {
+            Place::Directory(number) => Ok(number),
+            Place::Elsewhere(path) => Err(EntryProblem::NotDirectory {
+                path: printable(&path),
+            }),
+        }
+    }
+
+    /// Follows a path through directories and symlinks of this layer, never out of its root.
+    /// Missing directories are made, or end the walk with [`Place::Elsewhere`].
+    fn walk(&mut self, names: &[&[u8]], create: bool) -> Result<Place, EntryProblem> {
+        let mut current = ROOT;
+        let mut rest: Vec<Cow<'_, [u8]>> = names.iter().rev().map(|n| Cow::Borrowed(*n)).collect();
+        let (mut links, mut steps) = (0, 0);
+        while let Some(name) = rest.pop() {
+            steps += 1;
+            if links > MAX_LINKS || steps > MAX_STEPS {
+                return Err(EntryProblem::Links);
+            }
+            let mut number = 0;
+            if create {
+                check_name(&name)?;
+                let link = self.arena.find_or_add(current, &name)?;
+                if self.arena.link(link).inode == 0 {
+                    let directory = self.arena.add(implicit_directory())?;
+                    self.arena.attach(link, directory);
+                }
+                number = self.arena.link(link).inode;
+            } else if let Some(link) = self.arena.find(current, &name) {
+                number = self.arena.link(link).inode;
+            }
+            if number == 0 {
+                let missing = join(self.arena.path(current), &name);
+                return Ok(Place::Elsewhere(
+                    rest.iter().rev().fold(missing, |p, n| join(p, n)),
+                ));
+            }
+            match self.arena.kind(number) {
+                Some(FileKind::Directory) => current = number,
+                Some(FileKind::Symlink) => {
+                    links += 1;
+                    let target = clean(self.arena.target(number));
+                    rest.extend(
+                        target
+                            .names
+                            .iter()
+                            .rev()
+                            .map(|name| Cow::Owned(name.to_vec())),
+                    );
+                    if target.is_absolute {
+                        current = ROOT;
+                    }
+                    for _ in 0..target.ups {
+                        current = self.arena.parent(current);
+                    }
+                }
+                _ => {
+                    let path = printable(&join(self.arena.path(current), &name));
+                    return Err(EntryProblem::NotDirectory { path });
+                }
+            }
+        }
+        Ok(Place::Directory(current))
+    }
+}
+
+/// The extended attributes that are set, the last of a name winning: containerd sets no `trusted.*`
+/// and ignores namespaces that a file system does not have; overlayfs would take `user.overlay.*`
+/// for its own; only files and directories can have `user.*`.
+fn shown_xattrs(
+    entry: &TarEntry,
+    kind: Option<FileKind>,
+) -> Result<BTreeMap<Cow<'_, [u8]>, Cow<'_, [u8]>>, EntryProblem> {
+    let has_user = !matches!(
+        kind,
+        Some(FileKind::Symlink | FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo)
+    );
+    let mut shown = BTreeMap::new();
+    for (name, value) in &entry.xattrs {
+        if !(1..=MAX_XATTR_NAME).contains(&name.len()) || name.contains(&0) {
+            return Err(EntryProblem::XattrName { found: name.len() });
+        }
+        if value.len() > MAX_XATTR_VALUE {
+            return Err(EntryProblem::XattrValue { found: value.len() });
+        }
+        let is_shown = name.starts_with(b"security.")
+            || name.starts_with(b"system.posix_acl_")
+            || (has_user && name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
+        if is_shown {
+            shown.insert(Cow::Borrowed(&name[..]), Cow::Borrowed(&value[..]));
+        }
+    }
+    Ok(shown)
+}
+
+fn check_path(path: &CleanPath<'_>) -> Result<(), EntryProblem> {
+    let found = path.names.iter().map(|name| name.len() + 1).sum::<usize>();
+    if found > MAX_PATH {
+        return Err(EntryProblem::Path { found });
+    }
+    path.names.iter().try_for_each(|name| check_name(name))
+}
+
+fn check_name(name: &[u8]) -> Result<(), EntryProblem> {
+    if name.len() > MAX_NAME {
+        return Err(EntryProblem::Name { found: name.len() });
+    }
+    if name.contains(&0) {
+        Err(EntryProblem::Nul)
+    } else {
+        Ok(())
+    }
+}
+
+fn check_link(target: &[u8]) -> Result<(), EntryProblem> {
+    match target.len() {
+        0 => Err(EntryProblem::EmptyLink),
+        found if found > MAX_PATH => Err(EntryProblem::Link { found }),
+        _ if target.contains(&0) => Err(EntryProblem::Nul),
+        _ => Ok(()),
+    }
+}
+
+fn join(mut path: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,217 @@
+//! The directory tree of one layer while it is being built: about 120 bytes an entry.
+//!
+//! Inodes are kept as the records that the file will hold, with these differences for directories:
+//! `data` is the number of the first link below them (links are numbered from 1, 0 is none), `size`
+//! is the number of the link that names them. `nlink` counts names; 0 means the inode is dead.
+//! Links below a directory form a list; one that is taken away stays in the list and is used again
+//! when its name comes back.
+
+use std::hash::{BuildHasher, RandomState};
+
+use crate::{
+    attr::FileKind,
+    format::{ExtentRecord, HeapFull, IMPLICIT, InodeRecord, NameHeap, NameId, Table, XattrHeap},
+    layer::ROOT,
+};
+
+/// Most inodes, and most names, of a layer; replaced ones count. Bounds the memory of a build to
+/// about 1.5 GB; the file format itself has room for 2^32 - 2.
+pub const MAX_ENTRIES: usize = 8 << 20;
+
+const IMPLICIT_MODE: u32 = 0o755;
+
+/// A name in a directory.
+pub(super) struct Link {
+    pub(super) parent: u32,
+    pub(super) name: NameId,
+    /// Number of the next link of the directory.
+    next: u32,
+    /// 0 where the name is gone or only whited out.
+    pub(super) inode: u32,
+    /// Lower content of this name is hidden.
+    pub(super) is_whiteout: bool,
+}
+
+/// All inodes and names of a layer.
+pub(super) struct Arena {
+    pub(super) inodes: Vec<InodeRecord>,
+    links: Vec<Link>,
+    table: Table,
+    hasher: RandomState,
+    pub(super) names: NameHeap,
+    pub(super) xattrs: XattrHeap,
+    pub(super) extents: Vec<ExtentRecord>,
+}
+
+impl Arena {
+    /// A tree of an implicit root only.
+    pub(super) fn new() -> Self {
+        let mut root = implicit_directory();
+        root.nlink = 1.into();
+        Self {
+            inodes: vec![root],
+            links: Vec::new(),
+            table: Table::default(),
+            hasher: RandomState::new(),
+            names: NameHeap::default(),
+            xattrs: XattrHeap::default(),
+            extents: Vec::new(),
+        }
+    }
+
+    pub(super) fn inode(&self, number: u32) -> &InodeRecord {
+        &self.inodes[number as usize - 1]
+    }
+
+    pub(super) fn inode_mut(&mut self, number: u32) -> &mut InodeRecord {
+        &mut self.inodes[number as usize - 1]
+    }
+
+    /// The kind; `None` for a hard link into a lower layer.
+    pub(super) fn kind(&self, number: u32) -> Option<FileKind> {
+        FileKind::from_mode(self.inode(number).mode.get())
+    }
+
+    pub(super) fn is_directory(&self, number: u32) -> bool {
+        self.kind(number) == Some(FileKind::Directory)
+    }
+
+    /// Target of a symlink or lower link.
+    pub(super) fn target(&self, number: u32) -> &[u8] {
+        self.names
+            .name(NameId::from_number(self.inode(number).data.get() as u32))
+    }
+
+    pub(super) fn link(&self, link: u32) -> &Link {
+        &self.links[link as usize - 1]
+    }
+
+    pub(super) fn link_mut(&mut self, link: u32) -> &mut Link {
+        &mut self.links[link as usize - 1]
+    }
+
+    /// The link of a name, gone or not.
+    pub(super) fn find(&self, parent: u32, name: &[u8]) -> Option<u32> {
+        let name = self.names.find(name)?;
+        self.table
+            .find(self.hasher.hash_one((parent, name)), |link| {
+                let link = self.link(link);
+                (link.parent, link.name) == (parent, name)
+            })
+    }
+
+    /// The link of a name, made where there is none.
+    pub(super) fn find_or_add(&mut self, parent: u32, name: &[u8]) -> Result<u32, HeapFull> {
+        if let Some(link) = self.find(parent, name) {
+            return Ok(link);
+        }
+        if self.links.len() >= MAX_ENTRIES {
+            return Err(HeapFull {
+                what: "names in a layer",
+                limit: MAX_ENTRIES as u64,
+            });
+        }
+        let name = self.names.intern(name)?;
+        let first = self.inode(parent).data.get() as u32;
+        self.links.push(Link {
+            parent,
+            name,
+            next: first,
+            inode: 0,
+            is_whiteout: false,
+        });
+        let link = self.links.len() as u32;
+        self.inode_mut(parent).data = u64::from(link).into();
+        let Self {
+            links,
+            table,
+            hasher,
+            ..
+        } = self;
+        table.insert(hasher.hash_one((parent, name)), link, |link| {
+            let link = &links[link as usize - 1];
+            hasher.hash_one((link.parent, link.name))
+        });
+        Ok(link)
+    }
+
+    /// Adds an inode that no link names yet.
+    pub(super) fn add(&mut self, inode: InodeRecord) -> Result<u32, HeapFull> {
+        if self.inodes.len() >= MAX_ENTRIES {
+            return Err(HeapFull {
+                what: "inodes in a layer",
+                limit: MAX_ENTRIES as u64,
+            });
+        }
+        self.inodes.push(inode);
+        Ok(self.inodes.len() as u32)
+    }
+
+    /// Lets a link that names nothing name an inode.
+    pub(super) fn attach(&mut self, link: u32, number: u32) {
+        self.link_mut(link).inode = number;
+        let is_directory = self.is_directory(number);
+        let inode = self.inode_mut(number);
+        inode.nlink = (inode.nlink.get() + 1).into();
+        if is_directory {
+            inode.size = u64::from(link).into();
+        }
+    }
+
+    /// Takes the inode away from a link, and with a directory all that is below it.
+    pub(super) fn detach(&mut self, link: u32) {
+        let mut pending = vec![link];
+        while let Some(link) = pending.pop() {
+            let number = std::mem::take(&mut self.link_mut(link).inode);
+            if number == 0 {
+                continue;
+            }
+            let is_directory = self.is_directory(number);
+            if is_directory {
+                pending.extend(self.children(number));
+            }
+            let inode = self.inode_mut(number);
+            inode.nlink = (inode.nlink.get() - 1).into();
+        }
+    }
+
+    /// The links below a directory, gone ones among them, latest first.
+    pub(super) fn children(&self, directory: u32) -> impl Iterator<Item = u32> {
+        let mut next = self.inode(directory).data.get() as u32;
+        std::iter::from_fn(move || {
+            let link = next;
+            next = self.links.get((link as usize).checked_sub(1)?)?.next;
+            Some(link)
+        })
+    }
+
+    /// The directory above a directory; the root is above itself.
+    pub(super) fn parent(&self, directory: u32) -> u32 {
+        match self.inode(directory).size.get() as u32 {
+            0 => ROOT,
+            link => self.link(link).parent,
+        }
+    }
+
+    /// The path of a directory, without a leading slash.
+    pub(super) fn path(&self, mut directory: u32) -> Vec<u8> {
+        let mut names = Vec::new();
+        while directory != ROOT {
+            let link = self.link(self.inode(directory).size.get() as u32);
+            names.push(self.names.name(link.name));
+            directory = link.parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+}
+
+/// A directory that nothing lists.
+pub(super) fn implicit_directory() -> InodeRecord {
+    let mode = FileKind::Directory.type_bits() | IMPLICIT_MODE;
+    InodeRecord {
+        mode: mode.into(),
+        flags: IMPLICIT.into(),
+        ..InodeRecord::default()
+    }
+}

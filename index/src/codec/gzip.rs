@@ -1,0 +1,349 @@
+//! gzip: members around deflate data, cut into spans at deflate block boundaries.
+//!
+//! Members are walked by hand over raw inflate: that is what allows to stop between two blocks. The
+//! CRC32 and length in a member's trailer are not verified; a layer is right when its tar has the
+//! diffID that the image's config names, and that is checked over every byte by whoever takes them.
+//!
+//! ```text
+//!        Header ──complete──▶ Body ──last block──▶ Trailer ──8 bytes──▶ Header
+//!          │ not gzip, and a member came before
+//!          └──▶ Ignored: zeros or junk after the last member, as gzip(1) ignores them
+//! ```
+//!
+//! Beside it runs the *stretch* of tar that has no span yet: `Between` (nothing decoded), `Span`, or
+//! `Gap` once more than SPAN_MAX came without a boundary. The compressed bytes of a span are held
+//! until it is closed. They give its digest and its window, and when a span turns into a gap they
+//! are decoded once more, to the seekable copy. Within SPAN_MAX of tar, a block is at most twice its
+//! content, and blocks without content are cut off at HELD_TARGET, so a few MiB are held at most.
+
+use super::{
+    CodecError, Compression, Sink, SpanCoding,
+    assembly::{Assembly, Range},
+    header::{Fault, Header, TRAILER},
+    members,
+    window::{SpanStart, WindowPacker},
+    zlib::{Inflate, Status, Stop, WINDOW},
+};
+
+/// Tar bytes decoded at a time: stays in the second-level cache until the sink has seen it.
+const OUTPUT: usize = 128 << 10;
+
+enum Phase {
+    Header(Header),
+    Body,
+    Trailer { left: usize },
+    Ignored,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stretch {
+    Between,
+    Span,
+    Gap,
+}
+
+/// The span that is being collected.
+#[derive(Default)]
+struct Open {
+    /// Where `held` begins in the blob.
+    offset: u64,
+    /// High bits of `held[0]` that belong to the span; 0 when all do.
+    bits: u8,
+    held: Vec<u8>,
+    /// The tar bytes before the span, as far as its first member reaches back.
+    window: Vec<u8>,
+    /// The first tar bytes of the span, at most [`WINDOW`].
+    head: Vec<u8>,
+    tar_len: u64,
+    /// Length of `held`, and of the tar, at the end of the last member that gave tar bytes.
+    complete: (usize, u64),
+}
+
+impl Open {
+    fn restart(&mut self, offset: u64, bits: u8) {
+        self.offset = offset;
+        self.bits = bits;
+        self.held.clear();
+        self.head.clear();
+        self.tar_len = 0;
+        self.complete = (0, 0);
+    }
+}
+
+pub(super) struct GzipStream {
+    inflate: Inflate,
+    packer: WindowPacker,
+    output: Vec<u8>,
+    phase: Phase,
+    stretch: Stretch,
+    open: Open,
+    /// Blob bytes consumed.
+    offset: u64,
+    /// Where the current member begins in the blob.
+    member: u64,
+    /// The last blob byte consumed: a boundary may lie inside it.
+    last: u8,
+}
+
+impl GzipStream {
+    pub(super) fn new() -> Result<Self, CodecError> {
+        Ok(Self {
+            inflate: Inflate::new()?,
+            packer: WindowPacker::new()?,
+            output: vec![0; OUTPUT],
+            phase: Phase::Header(Header::new()),
+            stretch: Stretch::Between,
+            open: Open::default(),
+            offset: 0,
+            member: 0,
+            last: 0,
+        })
+    }
+
+    pub(super) fn push(
+        &mut self,
+        assembly: &mut Assembly,
+        mut blob: &[u8],
+        sink: &mut Sink<'_>,
+    ) -> Result<(), CodecError> {
+        while !blob.is_empty() {
+            match &mut self.phase {
+                Phase::Header(header) => {
+                    let mut rest = blob;
+                    let result = header.push(&mut rest);
+                    self.consume(&mut blob, rest.len());
+                    match result {
+                        Ok(false) => {}
+                        Ok(true) => self.begin_member(),
+                        Err(Fault::Foreign(_)) if self.member > 0 => {
+                            self.phase = Phase::Ignored;
+                            self.close_complete(assembly)?;
+                        }
+                        Err(fault) => {
+                            let what = fault.what();
+                            return Err(CodecError::GzipHeader {
+                                offset: self.member,
+                                what,
+                            });
+                        }
+                    }
+                }
+                Phase::Body => self.body(assembly, &mut blob, sink)?,
+                Phase::Trailer { left } => {
+                    let taken = blob.len().min(*left);
+                    *left -= taken;
+                    let done = *left == 0;
+                    let rest = blob.len() - taken;
+                    self.consume(&mut blob, rest);
+                    if done {
+                        self.member = self.offset;
+                        self.phase = Phase::Header(Header::new());
+                    }
+                }
+                Phase::Ignored => {
+                    self.offset += blob.len() as u64;
+                    blob = &[];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
+        match &self.phase {
+            Phase::Ignored => Ok(()),
+            Phase::Header(header) if self.member > 0 && !header.is_recognised() => {
+                self.close_complete(assembly)
+            }
+            Phase::Header(_) | Phase::Body | Phase::Trailer { .. } => Err(CodecError::Truncated {
+                compression: Compression::Gzip,
+                offset: self.offset,
+            }),
+        }
+    }
+
+    /// What the compressed bytes of the open span take in memory.
+    #[cfg(test)]
+    pub(super) fn held_capacity(&self) -> usize {
+        self.open.held.capacity()
+    }
+
+    /// Takes bytes from the front of `blob`, until `left` remain.
+    fn consume(&mut self, blob: &mut &[u8], left: usize) {
+        let (taken, rest) = blob.split_at(blob.len() - left);
+        if let Some(&last) = taken.last() {
+            self.last = last;
+            self.offset += taken.len() as u64;
+        }
+        if self.stretch == Stretch::Span {
+            self.open.held.extend_from_slice(taken);
+        }
+        *blob = rest;
+    }
+
+    fn begin_member(&mut self) {
+        self.phase = Phase::Body;
+        self.inflate.reset();
+        if self.stretch == Stretch::Between {
+            self.stretch = Stretch::Span;
+            self.open.restart(self.offset, 0);
+            self.open.window.clear();
+        }
+    }
+
+    /// Decodes until the input is used up or the member ends.
+    fn body(
+        &mut self,
+        assembly: &mut Assembly,
+        blob: &mut &[u8],
+        sink: &mut Sink<'_>,
+    ) -> Result<(), CodecError> {
+        loop {
+            let step = self.inflate.run(blob, &mut self.output, Stop::Boundary);
+            let left = blob.len() - step.consumed;
+            self.consume(blob, left);
+            if step.produced > 0 {
+                self.take_tar(assembly, step.produced, sink)?;
+            }
+            match step.status {
+                Status::More if step.produced == self.output.len() => {}
+                Status::More if blob.is_empty() => return Ok(()),
+                Status::More | Status::Corrupt => {
+                    return Err(CodecError::Deflate {
+                        offset: self.offset,
+                    });
+                }
+                Status::Boundary { bits } => self.boundary(assembly, bits)?,
+                Status::End => return self.end_member(assembly),
+            }
+        }
+    }
+
+    fn take_tar(
+        &mut self,
+        assembly: &mut Assembly,
+        len: usize,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), CodecError> {
+        let tar = &self.output[..len];
+        sink(tar)?;
+        if self.stretch == Stretch::Gap {
+            return assembly.copy_tar(tar);
+        }
+        let open = &mut self.open;
+        let head = tar.len().min(WINDOW - open.head.len());
+        open.head.extend_from_slice(&tar[..head]);
+        open.tar_len += len as u64;
+        if open.tar_len > assembly.limits.max {
+            self.begin_gap(assembly)?;
+        }
+        Ok(())
+    }
+
+    /// The span has grown too long: all of it goes to the copy, and what follows up to the next
+    /// boundary.
+    fn begin_gap(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
+        let open = &self.open;
+        let mut tar = vec![0; open.tar_len as usize];
+        let mut inflate = Inflate::new()?;
+        let decoded = members::decode(&mut inflate, &open.held, open.bits, &open.window, &mut tar);
+        if decoded != tar.len() {
+            return Err(CodecError::Deflate {
+                offset: self.offset,
+            });
+        }
+        self.stretch = Stretch::Gap;
+        self.open.held = Vec::new();
+        assembly.copy_tar(&tar)
+    }
+
+    /// Between two blocks. Whether a span ends here depends on nothing but the blob: on the tar
+    /// bytes and the compressed bytes since it began.
+    fn boundary(&mut self, assembly: &mut Assembly, bits: u8) -> Result<(), CodecError> {
+        let open = &self.open;
+        match self.stretch {
+            Stretch::Gap => {
+                assembly.flush_copy()?;
+                self.stretch = Stretch::Span;
+            }
+            // Blocks without content before the span's first: it begins after them, and the window
+            // is still the same
+            Stretch::Span if open.tar_len == 0 => {
+                self.begin_span(bits);
+                return Ok(());
+            }
+            Stretch::Span
+                if open.tar_len >= assembly.limits.target
+                    || open.held.len() >= assembly.limits.held_target =>
+            {
+                self.close(assembly, open.held.len(), open.tar_len)?;
+            }
+            Stretch::Span | Stretch::Between => return Ok(()),
+        }
+        self.begin_span(bits);
+        self.inflate.copy_window(&mut self.open.window);
+        Ok(())
+    }
+
+    /// Begins a span at a boundary that leaves `bits` high bits of the last byte.
+    fn begin_span(&mut self, bits: u8) {
+        self.open.restart(self.offset - u64::from(bits > 0), bits);
+        if bits > 0 {
+            self.open.held.push(self.last);
+        }
+    }
+
+    fn end_member(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
+        self.phase = Phase::Trailer { left: TRAILER };
+        let open = &mut self.open;
+        match self.stretch {
+            Stretch::Between => {}
+            Stretch::Gap => {
+                assembly.flush_copy()?;
+                self.stretch = Stretch::Between;
+            }
+            Stretch::Span if open.tar_len == 0 => self.stretch = Stretch::Between,
+            Stretch::Span => {
+                if open.tar_len > open.complete.1 {
+                    open.complete = (open.held.len(), open.tar_len);
+                }
+                if open.tar_len >= assembly.limits.target
+                    || open.held.len() >= assembly.limits.held_target
+                {
+                    self.close_complete(assembly)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the span, if there is one, at the end of the last member.
+    fn close_complete(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
+        if self.stretch == Stretch::Span {
+            let (held, tar_len) = self.open.complete;
+            self.close(assembly, held, tar_len)?;
+            self.stretch = Stretch::Between;
+        }
+        Ok(())
+    }
+
+    /// Writes the span down: the first `held` bytes of what is held give `tar_len` bytes of tar.
+    fn close(
+        &mut self,
+        assembly: &mut Assembly,
+        held: usize,
+        tar_len: u64,
+    ) -> Result<(), CodecError> {
+        let open = &self.open;
+        let compressed = &open.held[..held];
+        let window = self.packer.pack(&SpanStart {
+            window: &open.window,
+            bits: open.bits,
+            compressed,
+            tar: &open.head,
+        })?;
+        let coding = SpanCoding::Deflate { bits: open.bits };
+        assembly.blob_span(tar_len, Range::of(open.offset, compressed), coding, &window);
+        Ok(())
+    }
+}

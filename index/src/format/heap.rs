@@ -1,0 +1,84 @@
+//! A hash table of indexes into someone else's array: 4 bytes a cell, keys stay where they are.
+
+/// A heap or table has reached the size that offsets or memory allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too much {what}: expected at most {limit}")]
+pub struct HeapFull {
+    /// What there is too much of.
+    pub(crate) what: &'static str,
+    /// The limit, in bytes or entries.
+    pub(crate) limit: u64,
+}
+
+const FREE: u32 = u32::MAX;
+const FIRST_CELLS: usize = 64;
+
+/// Maps hashes to indexes. The owner compares keys and computes hashes.
+#[derive(Default)]
+pub(crate) struct Table {
+    cells: Vec<u32>,
+    used: usize,
+}
+
+impl Table {
+    /// The index stored under `hash` for which `is_equal` holds.
+    pub(crate) fn find(&self, hash: u64, is_equal: impl Fn(u32) -> bool) -> Option<u32> {
+        let mask = self.cells.len().checked_sub(1)?;
+        let mut cell = hash as usize & mask;
+        loop {
+            match self.cells[cell] {
+                FREE => return None,
+                index if is_equal(index) => return Some(index),
+                _ => cell = (cell + 1) & mask,
+            }
+        }
+    }
+
+    /// Stores an index that [`Self::find`] does not find. `hash_of` gives the hash of any index
+    /// stored before, for when the table grows.
+    pub(crate) fn insert(&mut self, hash: u64, index: u32, hash_of: impl Fn(u32) -> u64) {
+        if (self.used + 1) * 4 > self.cells.len() * 3 {
+            let len = (self.cells.len() * 2).max(FIRST_CELLS);
+            let old = std::mem::replace(&mut self.cells, vec![FREE; len]);
+            for index in old.into_iter().filter(|index| *index != FREE) {
+                self.place(hash_of(index), index);
+            }
+        }
+        self.place(hash, index);
+        self.used += 1;
+    }
+
+    fn place(&mut self, hash: u64, index: u32) {
+        let mask = self.cells.len() - 1;
+        let mut cell = hash as usize & mask;
+        while self.cells[cell] != FREE {
+            cell = (cell + 1) & mask;
+        }
+        self.cells[cell] = index;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_was_stored() {
+        let keys: Vec<u64> = (0..1000).map(|n| n * 64).collect();
+        let mut table = Table::default();
+        assert_eq!(table.find(0, |_| true), None);
+        for (index, key) in (0..).zip(&keys) {
+            table.insert(*key, index, |index| keys[index as usize]);
+        }
+        for (index, key) in (0..).zip(&keys) {
+            assert_eq!(
+                table.find(*key, |found| keys[found as usize] == *key),
+                Some(index)
+            );
+            assert_eq!(
+                table.find(*key + 1, |found| keys[found as usize] == *key + 1),
+                None
+            );
+        }
+    }
+}

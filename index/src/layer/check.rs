@@ -1,0 +1,275 @@
+//! The checks of a layer index at open, beyond checksums.
+//!
+//! Ranges of entries and extents must follow each other in order of inode, so each record belongs
+//! to one inode and the whole costs time in proportion to the file, however hostile it is. A
+//! directory must have a higher number than its parent and one name, so directories form a tree.
+
+use super::{Layer, ROOT, spans};
+use crate::{
+    attr::{FileKind, MAX_FILE_SIZE, PERMISSION_MASK, TYPE_MASK},
+    codec::{SPAN_MAX, SpanSource},
+    format::{
+        ExtentRecord, FormatError, HIDES_LOWER, IMPLICIT, InodeRecord, LOWER_LINK, LOWER_LINK_KIND,
+        LayerDirent, OPAQUE, SPARSE, Section, SpanRecord, WHITEOUT_KIND, XattrSets, is_valid_name,
+        slice,
+    },
+};
+
+/// Longest target of a symlink or path of a lower link in bytes.
+pub(crate) const MAX_TARGET: u32 = 4096;
+
+/// Most inodes of a layer: numbers are 32 bits, and 0 and the highest one stay free.
+const MAX_INODES: usize = u32::MAX as usize - 1;
+
+const NANOS_PER_SEC: u32 = 1_000_000_000;
+
+/// Checks everything but checksums and META.
+pub(super) fn check(layer: &Layer) -> Result<(), FormatError> {
+    let inodes: &[InodeRecord] = layer.file.checked_records(Section::Inodes)?;
+    let dirents: &[LayerDirent] = layer.file.checked_records(Section::Dirents)?;
+    let extents: &[ExtentRecord] = layer.file.checked_records(Section::Extents)?;
+    let sets = XattrSets::check(layer.file.section(Section::Xattrs))?;
+    if inodes.is_empty() || inodes.len() > MAX_INODES {
+        return Err(FormatError::Section {
+            section: Section::Inodes.name(),
+        });
+    }
+    check_spans(layer)?;
+
+    let names = layer.names();
+    let mut references = vec![0u32; inodes.len()];
+    let mut checker = Checker {
+        layer,
+        inodes,
+        dirents,
+        extents,
+        names,
+        dirent: 0,
+        extent: 0,
+    };
+    let mut lower_links = 0;
+    for (number, inode) in (1..).zip(inodes) {
+        let bad = |problem| Section::Inodes.bad(u64::from(number), problem);
+        if inode.mtime_nsec.get() >= NANOS_PER_SEC || !sets.contains(inode.xattrs.get()) {
+            return Err(bad("nanoseconds or extended attributes out of range"));
+        }
+        if number == ROOT && kind_of(inode) != Some(FileKind::Directory) {
+            return Err(bad("the root is no directory"));
+        }
+        checker.inode(number, inode, &mut references)?;
+        lower_links += u32::from(inode.flags.get() & LOWER_LINK != 0);
+    }
+    if checker.dirent != dirents.len() || checker.extent != extents.len() {
+        return Err(Section::Inodes.bad(inodes.len() as u64, "entries or extents left over"));
+    }
+    if lower_links != layer.lower_links {
+        return Err(Section::Meta.bad(0, "wrong count of lower links"));
+    }
+    check_references(inodes, &references)
+}
+
+fn kind_of(inode: &InodeRecord) -> Option<FileKind> {
+    FileKind::from_mode(inode.mode.get())
+}
+
+fn check_references(inodes: &[InodeRecord], references: &[u32]) -> Result<(), FormatError> {
+    for (number, (inode, count)) in (1..).zip(inodes.iter().zip(references)) {
+        let is_right = match kind_of(inode) {
+            Some(FileKind::Directory) => *count == u32::from(number != ROOT),
+            _ => *count > 0 && *count == inode.nlink.get(),
+        };
+        if !is_right {
+            return Err(Section::Inodes.bad(u64::from(number), "link count differs from names"));
+        }
+    }
+    Ok(())
+}
+
+struct Checker<'a> {
+    layer: &'a Layer,
+    inodes: &'a [InodeRecord],
+    dirents: &'a [LayerDirent],
+    extents: &'a [ExtentRecord],
+    names: &'a [u8],
+    /// The next entry that no directory has claimed.
+    dirent: usize,
+    /// The next extent that no file has claimed.
+    extent: usize,
+}
+
+impl<'a> Checker<'a> {
+    fn inode(
+        &mut self,
+        number: u32,
+        inode: &InodeRecord,
+        references: &mut [u32],
+    ) -> Result<(), FormatError> {
+        let bad = |problem| Section::Inodes.bad(u64::from(number), problem);
+        let (mode, flags) = (inode.mode.get(), inode.flags.get());
+        let (size, data, count) = (inode.size.get(), inode.data.get(), inode.count.get());
+        if mode & !(TYPE_MASK | PERMISSION_MASK) != 0 || size > MAX_FILE_SIZE {
+            return Err(bad("mode or size out of range"));
+        }
+        let is_text = || {
+            (1..=MAX_TARGET).contains(&count)
+                && slice(self.names, data, count.into()).is_some_and(|text| !text.contains(&0))
+        };
+        let (allowed, is_right) = match kind_of(inode) {
+            Some(FileKind::Directory) => {
+                let children = self.claim_dirents(data, count);
+                let children = children.ok_or(bad("entries out of range"))?;
+                let subdirectories = self.directory(number, children, references)?;
+                let is_right = size == 0 && inode.nlink.get() == subdirectories.saturating_add(2);
+                (IMPLICIT | OPAQUE, is_right)
+            }
+            Some(FileKind::Regular) if flags & SPARSE != 0 => {
+                let is_right = self.claim_extents(data, count, size);
+                (SPARSE, is_right)
+            }
+            Some(FileKind::Regular) => {
+                let is_inside = data
+                    .checked_add(size)
+                    .is_some_and(|end| end <= self.layer.tar_len);
+                (0, count == 0 && is_inside)
+            }
+            Some(FileKind::Symlink) => (0, is_text() && size == u64::from(count)),
+            Some(FileKind::CharDevice | FileKind::BlockDevice) => (0, size == 0 && count == 0),
+            Some(FileKind::Fifo) => (0, size == 0 && count == 0 && data == 0),
+            None => {
+                let is_link = mode & TYPE_MASK == 0 && flags & LOWER_LINK != 0;
+                (LOWER_LINK, is_link && size == 0 && is_text())
+            }
+        };
+        if !is_right {
+            return Err(bad("size, data or type out of range"));
+        }
+        if flags & !allowed != 0 {
+            return Err(bad("flag that its type does not have"));
+        }
+        Ok(())
+    }
+
+    fn claim_dirents(&mut self, first: u64, count: u32) -> Option<&'a [LayerDirent]> {
+        if first != self.dirent as u64 {
+            return None;
+        }
+        let end = self.dirent.checked_add(count as usize)?;
+        let claimed = self.dirents.get(self.dirent..end)?;
+        self.dirent = end;
+        Some(claimed)
+    }
+
+    fn claim_extents(&mut self, first: u64, count: u32, size: u64) -> bool {
+        let end = self.extent.saturating_add(count as usize);
+        let Some(claimed) = self.extents.get(self.extent..end) else {
+            return false;
+        };
+        if first != self.extent as u64 {
+            return false;
+        }
+        self.extent = end;
+        let mut last = 0;
+        for extent in claimed {
+            let (logical, len) = (extent.logical.get(), extent.len.get());
+            let (Some(end), Some(tar_end)) = (
+                logical.checked_add(len),
+                extent.tar_offset.get().checked_add(len),
+            ) else {
+                return false;
+            };
+            if len == 0 || logical < last || end > size || tar_end > self.layer.tar_len {
+                return false;
+            }
+            last = end;
+        }
+        true
+    }
+
+    /// Checks the entries of a directory; gives the number of subdirectories.
+    fn directory(
+        &self,
+        number: u32,
+        children: &[LayerDirent],
+        references: &mut [u32],
+    ) -> Result<u32, FormatError> {
+        let mut subdirectories = 0;
+        let mut last: &[u8] = &[];
+        for (position, entry) in (self.dirent - children.len()..).zip(children) {
+            let bad = |problem| Section::Dirents.bad(position as u64, problem);
+            let name = slice(
+                self.names,
+                entry.name_offset.get().into(),
+                entry.name_len.get().into(),
+            );
+            let name = name
+                .filter(|name| is_valid_name(name))
+                .ok_or(bad("invalid name"))?;
+            if name <= last {
+                return Err(bad("names not ascending"));
+            }
+            last = name;
+            let target = entry.inode.get();
+            if entry.kind == WHITEOUT_KIND {
+                if target != 0 || entry.flags != 0 {
+                    return Err(bad("whiteout with an inode or flags"));
+                }
+                continue;
+            }
+            let index = target.checked_sub(1).ok_or(bad("no inode"))? as usize;
+            let inode = self.inodes.get(index).ok_or(bad("inode out of range"))?;
+            let kind = kind_of(inode);
+            if entry.kind != kind.map_or(LOWER_LINK_KIND, FileKind::code) {
+                return Err(bad("kind differs from its inode"));
+            }
+            let is_directory = kind == Some(FileKind::Directory);
+            if is_directory && target <= number {
+                return Err(bad("subdirectory numbered before its parent"));
+            }
+            if entry.flags & !(if is_directory { HIDES_LOWER } else { 0 }) != 0 {
+                return Err(bad("unknown flag"));
+            }
+            subdirectories += u32::from(is_directory);
+            references[index] = references[index].saturating_add(1);
+        }
+        Ok(subdirectories)
+    }
+}
+
+fn check_spans(layer: &Layer) -> Result<(), FormatError> {
+    let records: &[SpanRecord] = layer.file.checked_records(Section::Spans)?;
+    if u32::try_from(records.len()).is_err() {
+        return Err(FormatError::Section {
+            section: Section::Spans.name(),
+        });
+    }
+    let windows = layer.file.section(Section::Windows);
+    let mut tar_end = 0u64;
+    for (index, record) in (0..).zip(records) {
+        let bad = |problem| Section::Spans.bad(index, problem);
+        let span = spans::span(record).ok_or(bad("unknown code"))?;
+        if record.reserved.get() != 0 || span.tar_offset != tar_end {
+            return Err(bad("not contiguous"));
+        }
+        if span.tar_len == 0 || span.tar_len > SPAN_MAX {
+            return Err(bad("length out of range"));
+        }
+        tar_end = tar_end
+            .checked_add(span.tar_len.into())
+            .ok_or(bad("past the end"))?;
+        let source_len = match span.source {
+            SpanSource::Blob => layer.blob_len,
+            SpanSource::Copy => layer.copy_len,
+        };
+        let end = span.offset.checked_add(span.len.into());
+        if end.is_none_or(|end| end > source_len) {
+            return Err(bad("compressed range out of range"));
+        }
+        if slice(windows, span.window_offset, span.window_len.into()).is_none() {
+            return Err(bad("window out of range"));
+        }
+    }
+    if tar_end != layer.tar_len {
+        return Err(Section::Spans.bad(records.len() as u64, "spans do not cover the tar"));
+    }
+    Ok(())
+}

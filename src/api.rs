@@ -1,0 +1,66 @@
+//! The daemon's gRPC API, generated from `daemon/proto/peel.proto`, and how a [`Failure`] crosses
+//! it; shared by daemon and client.
+
+use tonic::{Code, Status, metadata::MetadataValue};
+
+use crate::failure::{Class, Failure};
+
+#[expect(missing_docs, unused_qualifications, reason = "generated; the proto file has the documentation")]
+#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
+mod generated {
+    tonic::include_proto!("peel.v1");
+}
+
+pub use generated::*;
+
+const HINT: &str = "peel-hint-bin";
+
+fn code(class: Class) -> Code {
+    match class {
+        Class::Other => Code::Internal,
+        Class::Usage => Code::InvalidArgument,
+        Class::NotFound => Code::NotFound,
+        Class::Conflict => Code::FailedPrecondition,
+        Class::BadData => Code::DataLoss,
+        Class::Unavailable => Code::Unavailable,
+        Class::NoSpace => Code::ResourceExhausted,
+        Class::Denied => Code::PermissionDenied,
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let mut status = Status::new(code(failure.class), failure.message);
+        if let Some(hint) = failure.hint {
+            status.metadata_mut().insert_bin(HINT, MetadataValue::from_bytes(hint.as_bytes()));
+        }
+        status
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let class = Class::ALL.into_iter().find(|class| code(*class) == status.code());
+        let hint = status.metadata().get_bin(HINT).and_then(|hint| hint.to_bytes().ok());
+        Self {
+            class: class.unwrap_or(Class::Other),
+            message: status.message().to_owned(),
+            hint: hint.map(|hint| String::from_utf8_lossy(&hint).into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_cross_the_wire() {
+        for class in Class::ALL {
+            let failure = Failure::new(class, "no image: ä").hint("pull it first — ä");
+            assert_eq!(Failure::from(Status::from(failure.clone())), failure);
+            let bare = Failure::new(class, "x");
+            assert_eq!(Failure::from(Status::from(bare.clone())), bare);
+        }
+    }
+}

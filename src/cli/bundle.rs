@@ -1,0 +1,295 @@
+//! `bundle` and `run`.
+
+use std::{
+    fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io::{self, IsTerminal as _},
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{ExitCode, ExitStatus, Stdio},
+};
+
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{SignalKind, signal},
+};
+
+use super::{
+    Context,
+    args::{BundleArgs, Net, ProcessArgs, RunArgs},
+    images,
+    mount::{MadeDir, Mounted, find, namespace, refuse_mount_point, unmount},
+    output,
+};
+use crate::{
+    api::{self, MountKind},
+    client::{Client, path_bytes},
+    failure::{Class, Failure},
+};
+
+/// What a bundle is made from.
+struct Request {
+    reference: String,
+    process: ProcessArgs,
+    command: Vec<String>,
+    terminal: bool,
+    kind: MountKind,
+}
+
+pub(super) async fn create(context: &Context, args: BundleArgs) -> Result<(), Failure> {
+    // Only `bundle rm` comes without them
+    let (Some(reference), Some(bundle)) = (args.reference, args.bundle) else {
+        return Err(Failure::new(Class::Usage, "expected an image and a directory"));
+    };
+    let request = Request {
+        reference: images::canonical(&reference)?,
+        process: args.process,
+        command: args.command,
+        terminal: args.tty,
+        kind: MountKind::Bundle,
+    };
+    refuse_mount_point(&bundle)?;
+    let mut client = context.connect().await?;
+    let snapshot = make(&mut client, request, &bundle).await?;
+    let bundle = bundle.display();
+    eprintln!("made bundle {bundle}, snapshot {snapshot}; start it with: runc run -b {bundle} ID");
+    Ok(())
+}
+
+/// Makes a bundle; a failure leaves nothing of it.
+async fn make(client: &mut Client, request: Request, bundle: &Path) -> Result<String, Failure> {
+    images::ensure(client, &request.reference, request.process.platform.clone()).await?;
+    let dir = MadeDir::at(bundle)?;
+    refuse_filled(dir.path())?;
+    let rootfs = MadeDir::at(&dir.path().join("rootfs"))?;
+    let prepare = api::PrepareMountRequest {
+        reference: request.reference.clone(),
+        target: path_bytes(rootfs.path()),
+        writable: true,
+        name: request.process.name.clone().unwrap_or_default(),
+        kind: request.kind.into(),
+        mount_ns: namespace()?,
+        suid: true,
+        dev: true,
+        created_target: true,
+        bundle_dir: path_bytes(dir.path()),
+    };
+    let mounted = Mounted::make(client, prepare, rootfs.path()).await?;
+    let config = dir.path().join("config.json");
+    match finish(client, &mounted, request, &config).await {
+        Ok(()) => {
+            rootfs.keep();
+            dir.keep();
+            Ok(mounted.snapshot)
+        }
+        Err(failure) => {
+            // The first failure is the one to tell
+            let _ = fs::remove_file(&config);
+            let _ = mounted.undo(client, rootfs.path()).await;
+            Err(failure)
+        }
+    }
+}
+
+fn refuse_filled(dir: &Path) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::io(&e, format!("cannot read {}: {e}", dir.display()));
+    match fs::read_dir(dir).map_err(failed)?.next() {
+        None => Ok(()),
+        Some(entry) => {
+            let found = entry.map_err(failed)?.file_name();
+            let message = format!(
+                "{} cannot become a bundle: expected an empty directory, found {}",
+                dir.display(),
+                found.display()
+            );
+            let hint = format!("if it is a bundle: peel bundle rm {}", dir.display());
+            Err(Failure::new(Class::Conflict, message).hint(hint))
+        }
+    }
+}
+
+async fn finish(
+    client: &mut Client,
+    mounted: &Mounted,
+    request: Request,
+    config: &Path,
+) -> Result<(), Failure> {
+    let process = request.process;
+    let json = client
+        .bundle_config(api::BundleConfigRequest {
+            id: mounted.id,
+            args: request.command,
+            env: process.env,
+            cwd: process.workdir.unwrap_or_default(),
+            user: process.user.unwrap_or_default(),
+            hostname: process.hostname.unwrap_or_default(),
+            terminal: request.terminal,
+            host_network: process.net == Net::Host,
+            read_only: process.read_only,
+            entrypoint: process.entrypoint.into_iter().collect(),
+        })
+        .await?
+        .into_inner()
+        .json;
+    fs::write(config, json)
+        .map_err(|e| Failure::io(&e, format!("cannot write {}: {e}", config.display())))?;
+    client.confirm_mount(api::ConfirmMountRequest { id: mounted.id }).await?;
+    Ok(())
+}
+
+pub(super) async fn remove(
+    context: &Context,
+    bundles: Vec<PathBuf>,
+    keep: bool,
+) -> Result<(), Failure> {
+    let mut client = context.connect().await?;
+    output::for_all(bundles, async |bundle| {
+        let snapshot = take_away(&mut client, &bundle, keep).await?;
+        let what = if keep { "kept" } else { "removed" };
+        eprintln!("removed bundle {}, snapshot {snapshot} {what}", bundle.display());
+        Ok(())
+    })
+    .await
+}
+
+async fn take_away(client: &mut Client, bundle: &Path, keep: bool) -> Result<String, Failure> {
+    let rootfs = bundle.join("rootfs");
+    let Some(mount) = find(client, &rootfs).await?.filter(|m| !m.bundle_dir.is_empty()) else {
+        let message = format!("{} is not a bundle of peel", bundle.display());
+        return Err(Failure::new(Class::NotFound, message).hint("list them with: peel mounts"));
+    };
+    let snapshot = unmount(client, &mount, !keep, false).await?;
+    let gone = |path: &Path, result: io::Result<()>| match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::io(&e, format!("cannot remove {}: {e}", path.display())))
+        }
+        _ => Ok(()),
+    };
+    let config = bundle.join("config.json");
+    gone(&config, fs::remove_file(&config))?;
+    gone(&rootfs, fs::remove_dir(&rootfs))?;
+    // What somebody else has put beside them is not ours
+    let _ = fs::remove_dir(bundle);
+    Ok(snapshot)
+}
+
+pub(super) async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, Failure> {
+    require_runc()?;
+    if args.tty && !io::stdin().is_terminal() {
+        return Err(Failure::new(Class::Usage, "-t needs a terminal on standard input")
+            .hint("leave -t out where input is a pipe or a file"));
+    }
+    let mut client = context.connect().await?;
+    let random = || format!("run-{:08x}", RandomState::new().build_hasher().finish() as u32);
+    let name = args.process.name.clone().unwrap_or_else(random);
+    let runs = context.paths.runs();
+    fs::create_dir_all(&runs)
+        .map_err(|e| Failure::io(&e, format!("cannot create {}: {e}", runs.display())))?;
+    if !is_plain_name(&name) {
+        let message = format!("malformed name: expected letters, digits, '_', '.', '-', found: {name:?}");
+        return Err(Failure::new(Class::Usage, message));
+    }
+    let bundle = runs.join(&name);
+    let request = Request {
+        reference: images::canonical(&args.reference)?,
+        process: ProcessArgs { name: Some(name.clone()), ..args.process },
+        command: args.command,
+        terminal: args.tty,
+        kind: MountKind::Run,
+    };
+    make(&mut client, request, &bundle).await?;
+    let status = wait(spawn(&bundle, &name, args.interactive || args.tty)).await;
+    let taken = take_away(&mut client, &bundle, !args.rm).await;
+    let code = exit_code(status?);
+    let snapshot = taken?;
+    if !args.rm {
+        eprintln!("snapshot {snapshot} kept; remove it with: peel snapshots rm {snapshot}");
+    }
+    Ok(code)
+}
+
+/// runc's rule for the names of containers, and safe as the name of a directory.
+fn is_plain_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    name.bytes().all(plain) && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+fn require_runc() -> Result<(), Failure> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("runc").is_file()) {
+        return Ok(());
+    }
+    Err(Failure::new(Class::Unavailable, "runc is missing: expected it in one of PATH's directories")
+        .hint("install it, on Debian with: apt install runc"))
+}
+
+fn spawn(bundle: &Path, name: &str, input: bool) -> io::Result<Child> {
+    let mut command = Command::new("runc");
+    command.arg("run").arg("--bundle").arg(bundle).arg(name);
+    if !input {
+        command.stdin(Stdio::null());
+    }
+    command.spawn()
+}
+
+/// Waits for runc; signals meant to end it are passed on, and peel stays to clean up.
+async fn wait(child: io::Result<Child>) -> Result<ExitStatus, Failure> {
+    let failed = |e: io::Error| Failure::io(&e, format!("cannot run runc: {e}"));
+    let mut child = child.map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    loop {
+        tokio::select! {
+            status = child.wait() => return status.map_err(failed),
+            // A terminal sends it to runc as well
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => pass_on(&child, rustix::process::Signal::TERM),
+            _ = hangup.recv() => pass_on(&child, rustix::process::Signal::HUP),
+        }
+    }
+}
+
+fn pass_on(child: &Child, signal: rustix::process::Signal) {
+    let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id.try_into().ok()?));
+    if let Some(pid) = pid {
+        // It may have ended just now, which is what was wanted
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// As shells have it: 128 and the signal for a process that a signal ended.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_containers() {
+        for good in ["web", "run-0a", "a.b_c"] {
+            assert!(is_plain_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-x", "ä", "a b"] {
+            assert!(!is_plain_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_filled_directory_is_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        refuse_filled(dir.path()).expect("empty");
+        fs::write(dir.path().join("x"), "").expect("write");
+        assert_eq!(refuse_filled(dir.path()).expect_err("filled").class, Class::Conflict);
+    }
+
+    #[test]
+    fn exit_codes() {
+        let code = |raw| format!("{:?}", exit_code(ExitStatus::from_raw(raw)));
+        assert_eq!(code(7 << 8), format!("{:?}", ExitCode::from(7)));
+        assert_eq!(code(9), format!("{:?}", ExitCode::from(137)));
+    }
+}

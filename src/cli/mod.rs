@@ -1,0 +1,122 @@
+//! The command line: parses, asks the daemon, prints. Data goes to standard output, all else to
+//! standard error.
+
+mod args;
+mod bundle;
+mod images;
+mod mount;
+mod output;
+mod progress;
+mod service;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::{
+    client::{self, Client, StartOptions},
+    daemon,
+    failure::{Class, Failure},
+    paths::Paths,
+};
+use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global};
+
+/// Parses the process's arguments and runs them.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::failure(&failure);
+            failure.class.into()
+        }
+    }
+}
+
+/// What every command needs.
+struct Context {
+    paths: Paths,
+    start: StartOptions,
+}
+
+impl Context {
+    fn new(global: Global) -> Result<Self, Failure> {
+        let paths = Paths::new(global.root, global.state, global.socket)
+            .map_err(|e| Failure::new(Class::Usage, e))?;
+        Ok(Self { paths, start: StartOptions { log_level: global.log_level } })
+    }
+
+    async fn connect(&self) -> Result<Client, Failure> {
+        client::connect_or_start(&self.paths, &self.start).await
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let context = Context::new(cli.global)?;
+    match cli.command {
+        // The keeper and the worker decide themselves what runtime they want
+        Command::Daemon(args) => match args.command {
+            None => daemon::keeper::run(&daemon::keeper::Options {
+                paths: context.paths,
+                log_level: context.start.log_level,
+                background: args.background,
+            }),
+            Some(DaemonCommand::Worker(worker)) => {
+                Ok(daemon::worker::run(daemon::worker::Options {
+                    paths: context.paths,
+                    log_level: context.start.log_level,
+                    log_stderr: worker.log_stderr,
+                    fuse_fd: worker.fuse_fd,
+                    listen_fd: worker.listen_fd,
+                    handshake: worker.handshake,
+                    restarts: worker.restarts,
+                }))
+            }
+            Some(DaemonCommand::Stop { force }) => {
+                block_on(service::stop(&context, force)).map(|()| ExitCode::SUCCESS)
+            }
+        },
+        Command::Run(args) => match block_on(bundle::run(&context, args)) {
+            Ok(code) => Ok(code),
+            // As docker has it: 125 says that peel failed, and not the command
+            Err(failure) => {
+                output::failure(&failure);
+                Ok(ExitCode::from(125))
+            }
+        },
+        command => block_on(client_command(&context, command)).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::io(&e, format!("cannot start: {e}")))?.block_on(future)
+}
+
+async fn client_command(context: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Pull(args) => images::pull(context, args).await,
+        Command::Images(json) => images::list(context, json.json).await,
+        Command::Rm { references } => images::remove(context, references).await,
+        Command::Inspect { reference } => images::inspect(context, reference).await,
+        Command::Mount(args) => mount::mount(context, args).await,
+        Command::Umount(args) => mount::umount(context, args).await,
+        Command::Mounts(json) => mount::list(context, json.json).await,
+        Command::Snapshots(command) => mount::snapshots(context, command).await,
+        Command::Bundle(command) => match command.command {
+            Some(BundleSubcommand::Rm { bundles, keep }) => {
+                bundle::remove(context, bundles, keep).await
+            }
+            None => bundle::create(context, command.create).await,
+        },
+        Command::Status(json) => service::status(context, json.json).await,
+        Command::Logs { follow, lines } => service::logs(context, follow, lines).await,
+        Command::Version(json) => {
+            service::version(json.json);
+            Ok(())
+        }
+        Command::Daemon(_) | Command::Run(_) => {
+            Err(Failure::new(Class::Other, "not a command of the client"))
+        }
+    }
+}

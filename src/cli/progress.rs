@@ -1,0 +1,124 @@
+//! Progress of a pull: a bar per layer on a terminal, plain lines otherwise.
+
+use std::{collections::BTreeMap, io::IsTerminal as _, time::Instant};
+
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::api::{LayerProgress, Resolved, layer_progress::Stage};
+
+/// Draws on standard error; standard output is for data.
+pub(super) struct Progress {
+    mode: Mode,
+    started: Instant,
+}
+
+enum Mode {
+    Quiet,
+    Plain { ended: BTreeMap<u32, Stage> },
+    Bars { all: MultiProgress, bars: BTreeMap<u32, ProgressBar> },
+}
+
+impl Progress {
+    /// Bars on a terminal, lines otherwise, nothing where `quiet`.
+    pub(super) fn new(quiet: bool) -> Self {
+        let mode = if quiet {
+            Mode::Quiet
+        } else if std::io::stderr().is_terminal() {
+            Mode::Bars { all: MultiProgress::new(), bars: BTreeMap::new() }
+        } else {
+            Mode::Plain { ended: BTreeMap::new() }
+        };
+        Self { mode, started: Instant::now() }
+    }
+
+    /// The manifest is known.
+    pub(super) fn resolved(&mut self, resolved: &Resolved) {
+        let line = format!(
+            "pulling {} ({}), {} layers",
+            resolved.name,
+            short(&resolved.manifest),
+            resolved.layers.len()
+        );
+        match &mut self.mode {
+            Mode::Quiet => {}
+            Mode::Plain { .. } => eprintln!("{line}"),
+            Mode::Bars { all, .. } => {
+                // A terminal that goes away takes its bars with it
+                let _ = all.println(line);
+            }
+        }
+        for layer in &resolved.layers {
+            self.layer(layer);
+        }
+    }
+
+    /// A layer moved on.
+    pub(super) fn layer(&mut self, layer: &LayerProgress) {
+        match &mut self.mode {
+            Mode::Quiet => {}
+            Mode::Plain { ended } => {
+                if ended.get(&layer.index) != Some(&layer.stage())
+                    && let Some(line) = ended_line(layer)
+                {
+                    eprintln!("{line}");
+                    ended.insert(layer.index, layer.stage());
+                }
+            }
+            Mode::Bars { all, bars } => {
+                let bar = bars.entry(layer.index).or_insert_with(|| {
+                    let bar = all.add(ProgressBar::new(layer.size));
+                    bar.set_style(style());
+                    bar.set_prefix(short(&layer.digest));
+                    bar
+                });
+                bar.set_position(layer.received);
+                match layer.stage() {
+                    Stage::Waiting => bar.set_message("waiting"),
+                    Stage::Running => {
+                        bar.set_message(format!("indexed {}", HumanBytes(layer.indexed)));
+                    }
+                    Stage::Done => {
+                        bar.finish_with_message(format!("indexed {}", HumanBytes(layer.indexed)));
+                    }
+                    Stage::Exists => {
+                        bar.set_position(layer.size);
+                        bar.finish_with_message("exists");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The image is there.
+    pub(super) fn done(&self, name: &str, size: u64) {
+        if !matches!(self.mode, Mode::Quiet) {
+            let seconds = self.started.elapsed().as_secs_f64();
+            eprintln!("pulled {name}: {} in {seconds:.1} s", HumanBytes(size));
+        }
+    }
+}
+
+fn ended_line(layer: &LayerProgress) -> Option<String> {
+    let digest = short(&layer.digest);
+    match layer.stage() {
+        Stage::Waiting | Stage::Running => None,
+        Stage::Exists => Some(format!("layer {digest}: exists")),
+        Stage::Done => Some(format!(
+            "layer {digest}: {} pulled, {} indexed",
+            HumanBytes(layer.size),
+            HumanBytes(layer.indexed)
+        )),
+    }
+}
+
+fn style() -> ProgressStyle {
+    let template = "{prefix} [{bar:30}] {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {msg}";
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}
+
+/// The first twelve hexadecimal digits of a digest.
+pub(super) fn short(digest: &str) -> String {
+    digest.split_once(':').map_or(digest, |(_, hex)| hex).chars().take(12).collect()
+}

@@ -1,0 +1,114 @@
+//! Starting the daemon.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::{fs::DirBuilderExt as _, net::UnixStream as StdUnixStream, process::CommandExt as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rustix::fs::FlockOperation;
+
+use super::{Client, POLL, StartOptions, connect};
+use crate::{
+    failure::{Class, Failure},
+    paths::Paths,
+    telemetry,
+};
+
+/// A start takes milliseconds; a root with thousands of indexes on a slow disk takes longer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether a keeper holds its lock.
+pub(super) fn keeper_runs(paths: &Paths) -> bool {
+    let Ok(lock) = File::open(paths.keeper_lock()) else { return false };
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+}
+
+/// What the keeper says of itself, as JSON; `None` where none answers.
+pub fn keeper_status(paths: &Paths) -> Option<serde_json::Value> {
+    let mut socket = StdUnixStream::connect(paths.keeper_socket()).ok()?;
+    socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+pub(super) async fn start(paths: &Paths, options: &StartOptions) -> Result<Client, Failure> {
+    make_state(paths.state())?;
+    let log_path = paths.log();
+    let failed = |e: &std::io::Error| {
+        Failure::io(e, format!("cannot open the log {}: {e}", log_path.display()))
+    };
+    let log = telemetry::open_log(&log_path).map_err(|e| failed(&e))?;
+    let before = log.metadata().map_err(|e| failed(&e))?.len();
+    let mut child = spawn(paths, options, log)?;
+
+    let deadline = tokio::time::Instant::now() + START_LIMIT;
+    loop {
+        if let Some(mut client) = connect(paths).await? {
+            client.status(crate::api::StatusRequest {}).await?;
+            return Ok(client);
+        }
+        let ended = child.try_wait().ok().flatten();
+        // Another command may have started one at the same moment; then that one serves us
+        if ended.is_some() && !keeper_runs(paths) {
+            return Err(told_by(&log_path, before));
+        }
+        if tokio::time::Instant::now() > deadline {
+            let message = format!("the daemon did not answer within {} s", START_LIMIT.as_secs());
+            return Err(Failure::new(Class::Unavailable, message)
+                .hint(format!("its log may say why: {}", log_path.display())));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The state directory is for its owner alone: whoever can write to the sockets owns the images.
+fn make_state(state: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|e| {
+        Failure::io(&e, format!("cannot create the state directory {}: {e}", state.display()))
+            .hint("run as root, or name directories of your own with --root and --state")
+    })
+}
+
+fn spawn(paths: &Paths, options: &StartOptions, log: File) -> Result<Child, Failure> {
+    let failed = |e: std::io::Error| Failure::io(&e, format!("cannot start the daemon: {e}"));
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.arg("--root").arg(paths.root()).arg("--state").arg(paths.state());
+    if let Some(socket) = paths.custom_socket() {
+        command.arg("--socket").arg(socket);
+    }
+    command.args(["--log-level", &options.log_level, "daemon", "--background"]);
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failed)?)
+        .stderr(log)
+        .process_group(0);
+    command.spawn().map_err(failed)
+}
+
+/// What a daemon that ended at once wrote: its last `error:` and `hint:` lines.
+fn told_by(log: &Path, before: u64) -> Failure {
+    let mut text = String::new();
+    let read = File::open(log).and_then(|mut file| {
+        file.seek(SeekFrom::Start(before))?;
+        file.read_to_string(&mut text)
+    });
+    let last = |prefix: &str| {
+        text.lines().rev().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned)
+    };
+    let message = match read {
+        Ok(_) => last("error: ").unwrap_or_else(|| "it gave no reason".to_owned()),
+        Err(e) => format!("its log cannot be read: {e}"),
+    };
+    let failure =
+        Failure::new(Class::Unavailable, format!("the daemon did not start: {message}"));
+    match last("hint: ") {
+        Some(hint) => failure.hint(hint),
+        None => failure.hint(format!("see its log: {}", log.display())),
+    }
+}

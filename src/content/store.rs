@@ -1,0 +1,248 @@
+//! The content store.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirEntry, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use peel_index::{Algorithm, Digest};
+use serde_json::json;
+
+use super::{
+    error::ContentError,
+    file::{open_regular, read_verified, replace, sync_dir},
+    ingest::{Expected, Ingest},
+    layout::{LAYOUT_FILE, OciLayout},
+};
+use crate::oci::{ANNOTATION_REF_NAME, Descriptor, MEDIA_TYPE_OCI_INDEX};
+
+const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+/// The blobs of all images, as an OCI image layout.
+#[derive(Debug)]
+pub struct ContentStore {
+    root: PathBuf,
+    index: Mutex<()>,
+}
+
+/// A blob that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl ContentStore {
+    /// Opens the store at `root` (`<peel's root>/content`), made where there is none. What an
+    /// earlier owner left half written is removed: the caller has to be the only owner.
+    pub fn open(root: &Path) -> Result<Self, ContentError> {
+        let store = Self {
+            root: root.to_owned(),
+            index: Mutex::new(()),
+        };
+        let blobs = ALGORITHMS.map(|algorithm| root.join("blobs").join(algorithm.name()));
+        for dir in &blobs {
+            fs::create_dir_all(dir).map_err(ContentError::io("create", dir))?;
+        }
+        let ingest = root.join("ingest");
+        match fs::remove_dir_all(&ingest) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(ContentError::Io {
+                    action: "remove",
+                    path: ingest,
+                    source: e,
+                });
+            }
+            _ => {}
+        }
+        fs::create_dir(&ingest).map_err(ContentError::io("create", &ingest))?;
+        if !root.join("index.json").exists() {
+            store.write_index(&[])?;
+        }
+        let marker = root.join(LAYOUT_FILE);
+        if !marker.exists() {
+            replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        }
+        sync_dir(&root.join("blobs"))?;
+        OciLayout::check_version(root)?;
+        Ok(store)
+    }
+
+    /// Where the store is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the blob is or would be.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        blob_path(&self.root, digest)
+    }
+
+    /// Whether the blob is there; its bytes are not read.
+    pub fn contains(&self, digest: &Digest) -> Result<bool, ContentError> {
+        self.info(digest).map(|info| info.is_some())
+    }
+
+    /// The blob's size, where it is there.
+    pub fn info(&self, digest: &Digest) -> Result<Option<BlobInfo>, ContentError> {
+        let path = self.path(digest);
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_file() => Ok(Some(BlobInfo {
+                digest: *digest,
+                size: found.len(),
+            })),
+            Ok(_) => Err(ContentError::NotAFile {
+                path,
+                found: "something else",
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(ContentError::Io {
+                action: "look at",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Opens a blob for reading. It was verified when it came in; its bytes are not read here.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File, ContentError> {
+        let path = self.path(digest);
+        let opened = open_regular(&path);
+        opened
+            .map(|(file, _)| file)
+            .map_err(|error| missing(error, digest))
+    }
+
+    /// Reads a whole blob of at most `max` bytes and verifies it again.
+    pub fn read_blob(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, ContentError> {
+        read_verified(&self.path(digest), digest, max).map_err(|error| missing(error, digest))
+    }
+
+    /// Begins to write a blob. `key` names what is written (a descriptor's digest, or a name); the
+    /// same key is refused as [`ContentError::Busy`] while its ingest lives.
+    pub fn begin(&self, key: &str, expected: Expected) -> Result<Ingest, ContentError> {
+        Ingest::begin(&self.root, key, expected)
+    }
+
+    /// Removes a blob; false where there was none. Readers that have it open keep it.
+    pub fn remove(&self, digest: &Digest) -> Result<bool, ContentError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                sync_dir(path.parent().unwrap_or(&self.root))?;
+                Ok(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(ContentError::Io {
+                action: "remove",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// All blobs, in no order; files whose names are no digests are passed over.
+    pub fn blobs(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<BlobInfo, ContentError>> + use<>, ContentError> {
+        let mut dirs = Vec::new();
+        for algorithm in ALGORITHMS {
+            let dir = self.root.join("blobs").join(algorithm.name());
+            let entries = fs::read_dir(&dir).map_err(ContentError::io("list", &dir))?;
+            dirs.push((algorithm, dir, entries));
+        }
+        Ok(dirs.into_iter().flat_map(|(algorithm, dir, entries)| {
+            entries.filter_map(move |entry| {
+                let info = entry.and_then(|entry| blob_of(algorithm, &entry));
+                info.map_err(ContentError::io("list", &dir)).transpose()
+            })
+        }))
+    }
+
+    /// Replaces `index.json` by one entry a name, at once and durably.
+    ///
+    /// Names stand in `org.opencontainers.image.ref.name`. Other tools select an entry by
+    /// `oci:DIR:NAME`, so a name has to fit that annotation's grammar to be reachable for them.
+    pub fn write_index(&self, images: &[(String, Descriptor)]) -> Result<(), ContentError> {
+        let entries: Vec<_> = images
+            .iter()
+            .map(|(name, image)| entry(name, image))
+            .collect();
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": MEDIA_TYPE_OCI_INDEX,
+            "manifests": entries,
+        });
+        let _order = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        replace(&self.root.join("index.json"), index.to_string().as_bytes())
+    }
+}
+
+/// `<root>/blobs/<alg>/<hex>`: a parsed digest cannot leave the directory.
+pub(super) fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
+    root.join("blobs")
+        .join(digest.algorithm().name())
+        .join(digest.hex())
+}
+
+/// The error that says which blob is missing in place of the one that names a path.
+pub(super) fn missing(error: ContentError, digest: &Digest) -> ContentError {
+    match error {
+        ContentError::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            ContentError::Missing {
+                digest: *digest,
+                path,
+            }
+        }
+        error => error,
+    }
+}
+
+fn blob_of(algorithm: Algorithm, entry: &DirEntry) -> io::Result<Option<BlobInfo>> {
+    let name = entry.file_name();
+    let digest = name
+        .to_str()
+        .and_then(|hex| format!("{}:{hex}", algorithm.name()).parse().ok());
+    let Some(digest) = digest else {
+        return Ok(None);
+    };
+    match entry.metadata() {
+        Ok(found) => Ok(found.is_file().then(|| BlobInfo {
+            digest,
+            size: found.len(),
+        })),
+        // Removed since the directory was read
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn entry(name: &str, image: &Descriptor) -> serde_json::Value {
+    let mut annotations: BTreeMap<&str, &str> = image
+        .annotations
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    annotations.insert(ANNOTATION_REF_NAME, name);
+    let mut entry = json!({
+        "mediaType": image.media_type,
+        "digest": image.digest.to_string(),
+        "size": image.size,
+    });
+    if let Some(platform) = &image.platform {
+        entry["platform"] = json!({"architecture": platform.architecture(), "os": platform.os()});
+        if let Some(variant) = platform.variant() {
+            entry["platform"]["variant"] = variant.into();
+        }
+    }
+    entry["annotations"] = json!(annotations);
+    entry
+}
+
+#[cfg(test)]
+mod tests;

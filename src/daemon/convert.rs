@@ -1,0 +1,210 @@
+//! Records as the API and the command line show them.
+
+use std::{os::unix::ffi::OsStrExt as _, path::Path};
+
+use serde_json::{Value, json};
+
+use super::engine::Engine;
+use crate::{
+    api,
+    bundle::{self, BundleImage, BundleOptions, Network},
+    failure::{Class, Failure},
+    image::PullEvent,
+    metadata::{ImageRecord, RootfsKind},
+    oci::ImageConfig,
+};
+
+/// Longest passwd or group file that is looked into: 1 MiB.
+const USERS_MAX: u64 = 1 << 20;
+
+pub(super) fn image(image: &ImageRecord) -> api::Image {
+    api::Image {
+        name: image.name.clone(),
+        target: image.target.digest.to_string(),
+        manifest: image.manifest.to_string(),
+        config: image.config.to_string(),
+        platform: image.platform.clone(),
+        chain_id: image.chain_id.map(|id| id.to_string()).unwrap_or_default(),
+        layers: image.layers.len().try_into().unwrap_or(u32::MAX),
+        size: image.layers.iter().map(|layer| layer.size).sum(),
+        created_at_ns: image.created_at_ns,
+        updated_at_ns: image.updated_at_ns,
+    }
+}
+
+pub(super) fn event(event: PullEvent) -> api::pull_event::Event {
+    use crate::image::Stage;
+    use api::{layer_progress, pull_event::Event};
+    let layer = |progress: crate::image::LayerProgress| api::LayerProgress {
+        index: progress.index.try_into().unwrap_or(u32::MAX),
+        digest: progress.digest.to_string(),
+        stage: match progress.stage {
+            Stage::Waiting => layer_progress::Stage::Waiting,
+            Stage::Running => layer_progress::Stage::Running,
+            Stage::Done => layer_progress::Stage::Done,
+            Stage::Exists => layer_progress::Stage::Exists,
+        }
+        .into(),
+        received: progress.received,
+        size: progress.size,
+        indexed: progress.indexed,
+    };
+    match event {
+        PullEvent::Resolved { name, manifest, layers } => Event::Resolved(api::Resolved {
+            name,
+            manifest: manifest.to_string(),
+            layers: layers.into_iter().map(layer).collect(),
+        }),
+        PullEvent::Layer(progress) => Event::Layer(layer(progress)),
+    }
+}
+
+fn mount_kind(kind: RootfsKind) -> i32 {
+    match kind {
+        RootfsKind::Mount => api::MountKind::Mount,
+        RootfsKind::Bundle => api::MountKind::Bundle,
+        RootfsKind::Run => api::MountKind::Run,
+    }
+    .into()
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+pub(super) fn mounts(engine: &Engine) -> Result<Vec<api::Mount>, Failure> {
+    let snapshots = engine.metadata.snapshots()?;
+    let mounts = engine.live_mounts()?.into_iter().map(|(record, live)| {
+        let snapshot = snapshots.iter().find(|s| Some(s.id) == record.snapshot);
+        api::Mount {
+            id: record.id,
+            target: bytes(&record.target),
+            image: record.image,
+            writable: record.writable,
+            snapshot: snapshot.map(|s| s.name.clone()).unwrap_or_default(),
+            kind: mount_kind(record.kind),
+            created_at_ns: record.created_at_ns,
+            tree_slot: record.tree_slot,
+            bundle_dir: record.bundle_dir.as_deref().map(bytes).unwrap_or_default(),
+            created_target: record.created_target,
+            live,
+        }
+    });
+    Ok(mounts.collect())
+}
+
+pub(super) fn snapshots(engine: &Engine) -> Result<Vec<api::Snapshot>, Failure> {
+    let mounts = engine.live_mounts()?;
+    let snapshots = engine.metadata.snapshots()?.into_iter().map(|record| {
+        let usage = engine.snapshots.usage(record.id)?;
+        let mount = mounts.iter().find(|(m, live)| *live && m.snapshot == Some(record.id));
+        Ok(api::Snapshot {
+            name: record.name,
+            image: record.image,
+            kind: mount_kind(record.kind),
+            created_at_ns: record.created_at_ns,
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+            target: mount.map(|(m, _)| bytes(&m.target)).unwrap_or_default(),
+        })
+    });
+    snapshots.collect()
+}
+
+/// Everything known of an image.
+pub(super) fn inspect(engine: &Engine, image: &ImageRecord) -> Result<Value, Failure> {
+    let document = |digest| -> Result<Value, Failure> {
+        let bytes = engine.images.document(digest)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::new(Class::BadData, format!("{digest} is no JSON: {e}")))
+    };
+    let layers = image.layers.iter().map(|layer| {
+        let index = engine.layers.layer_by_diff_id(&layer.diff_id)?;
+        Ok(json!({
+            "digest": layer.digest.to_string(),
+            "media_type": layer.media_type,
+            "size": layer.size,
+            "diff_id": layer.diff_id.to_string(),
+            "index": index.map(|index| json!({
+                "slot": index.slot().number(),
+                "tar_size": index.tar_len(),
+                "inodes": index.inode_count(),
+                "spans": index.span_count(),
+                "copy_size": index.copy_len(),
+            })),
+        }))
+    });
+    let tree = engine.layers.tree_by_chain_id(image.chain_id)?;
+    Ok(json!({
+        "name": image.name,
+        "digest": image.target.digest.to_string(),
+        "platform": image.platform,
+        "chain_id": image.chain_id.map(|id| id.to_string()),
+        "tree_slot": tree.map(|tree| tree.slot().number()),
+        "created_at_ns": image.created_at_ns,
+        "updated_at_ns": image.updated_at_ns,
+        "layers": layers.collect::<Result<Vec<Value>, Failure>>()?,
+        "manifest": { "digest": image.manifest.to_string(), "content": document(&image.manifest)? },
+        "config": { "digest": image.config.to_string(), "content": document(&image.config)? },
+    }))
+}
+
+impl Engine {
+    /// The runc config of a mount that was made for a bundle.
+    pub(super) fn bundle_config(
+        &self,
+        request: api::BundleConfigRequest,
+    ) -> Result<String, Failure> {
+        let mount = self.mount(request.id)?;
+        let image = self.find_image(&mount.image)?;
+        let config = self.images.config(&image)?;
+        let rootfs = self.readable_rootfs(&mount);
+        let file = |name: &str| {
+            bundle::rootfs_file(&rootfs, name, USERS_MAX).map_err(|e| {
+                Failure::io(&e, format!("cannot read /{name} of {}: {e}", mount.image))
+            })
+        };
+        let (passwd, group) = (file("etc/passwd")?, file("etc/group")?);
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        let options = BundleOptions {
+            args: request.args,
+            entrypoint: (!request.entrypoint.is_empty()).then_some(request.entrypoint),
+            env: request.env,
+            cwd: given(request.cwd),
+            user: given(request.user),
+            hostname: given(request.hostname),
+            terminal: request.terminal,
+            readonly_rootfs: request.read_only,
+            network: if request.host_network { Network::Host } else { Network::None },
+            ..BundleOptions::default()
+        };
+        let spec =
+            bundle::config_json(&bundle_image(config), passwd.as_deref(), group.as_deref(), &options)
+                .map_err(|e| Failure::new(Class::Usage, e))?;
+        let mut text = serde_json::to_string_pretty(&spec)
+            .map_err(|e| Failure::new(Class::Other, format!("cannot write config.json: {e}")))?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// The mounted rootfs where this process sees it, else the image's tree below it.
+    fn readable_rootfs(&self, mount: &crate::metadata::MountRecord) -> std::path::PathBuf {
+        match crate::mountinfo::on(&mount.target) {
+            Ok(Some(found)) if found.source == "peel" => mount.target.clone(),
+            _ => self.paths.lower().join(mount.tree_slot.to_string()),
+        }
+    }
+}
+
+fn bundle_image(config: ImageConfig) -> BundleImage {
+    BundleImage {
+        env: config.env,
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        working_dir: config.working_dir,
+        user: config.user,
+        labels: config.labels,
+        stop_signal: config.stop_signal,
+        ..BundleImage::default()
+    }
+}

@@ -1,0 +1,243 @@
+//! The worker's state on disk, and what is done with it. All calls block; the service makes them
+//! on the blocking pool.
+//!
+//! Locking: `gate` is held shared by whatever makes content that no record names yet (pulls,
+//! mounts), and exclusively by GC, which only tries: it runs after the next removal otherwise.
+//! `mounting` makes one mount or snapshot change at a time. The order is gate, then mounting.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use peel_index::{Digest, Tree};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockReadGuard};
+
+use super::slots::Slots;
+use crate::{
+    content::ContentStore,
+    failure::{Class, Failure, chain},
+    gc,
+    image::{Images, NewSlot as _},
+    layers::Layers,
+    metadata::{ImageRecord, Metadata, Opened},
+    mountinfo,
+    paths::Paths,
+    snapshot::Snapshots,
+};
+
+/// Version of the layout below the root directory.
+const LAYOUT_VERSION: u32 = 1;
+
+/// See the module.
+pub(super) struct Engine {
+    pub(super) paths: Paths,
+    pub(super) content: Arc<ContentStore>,
+    pub(super) layers: Arc<Layers>,
+    pub(super) metadata: Arc<Metadata>,
+    pub(super) snapshots: Snapshots,
+    pub(super) images: Images,
+    pub(super) boot_id: String,
+    slots: Arc<Slots>,
+    gate: Arc<RwLock<()>>,
+    mounting: Mutex<()>,
+}
+
+/// Nanoseconds since the epoch.
+pub(super) fn now_ns() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos().try_into().unwrap_or(i64::MAX)
+}
+
+/// Refuses a root that a newer peel has written, and marks a new one.
+///
+/// # Errors
+/// `Conflict` for a newer layout, `BadData` for an unreadable one.
+pub(super) fn check_layout(root: &Path) -> Result<(), Failure> {
+    let path = root.join("layout-version");
+    let shown = path.display();
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse::<u32>() {
+            Ok(LAYOUT_VERSION) => Ok(()),
+            Ok(found) => {
+                let message =
+                    format!("layout of {shown}: expected version {LAYOUT_VERSION}, found {found}");
+                Err(Failure::new(Class::Conflict, message)
+                    .hint("a newer peel wrote this root; use that one, or another --root"))
+            }
+            Err(_) => {
+                let message = format!("layout of {shown}: expected a version, found {text:?}");
+                Err(Failure::new(Class::BadData, message))
+            }
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let temporary = root.join("layout-version.tmp");
+            fs::write(&temporary, format!("{LAYOUT_VERSION}\n"))
+                .and_then(|()| fs::File::open(&temporary)?.sync_all())
+                .and_then(|()| fs::rename(&temporary, &path))
+                .map_err(|e| Failure::io(&e, format!("cannot write {shown}: {e}")))
+        }
+        Err(e) => Err(Failure::io(&e, format!("cannot read {shown}: {e}"))),
+    }
+}
+
+impl Engine {
+    /// Opens the metadata and whatever needs it.
+    pub(super) fn open(
+        paths: Paths,
+        content: Arc<ContentStore>,
+        layers: Arc<Layers>,
+    ) -> Result<Arc<Self>, Failure> {
+        let Opened { metadata, recovered } = Metadata::open(&paths.root().join("metadata"))?;
+        if let Some(recovered) = recovered {
+            tracing::error!(?recovered, "the metadata was damaged and is restored from its export");
+        }
+        let metadata = Arc::new(metadata);
+        let slots = Arc::new(Slots::new(Arc::clone(&metadata), layers.highest_slot()));
+        let images = Images::new(
+            Arc::clone(&content),
+            Arc::clone(&layers),
+            Arc::clone(&metadata),
+            Arc::clone(&slots) as _,
+        )?;
+        let boot_id = mountinfo::boot_id()
+            .map_err(|e| Failure::io(&e, format!("cannot read the boot id: {e}")))?;
+        let engine = Self {
+            snapshots: Snapshots::open(paths.root())?,
+            paths,
+            content,
+            layers,
+            metadata,
+            images,
+            boot_id,
+            slots,
+            gate: Arc::default(),
+            mounting: Mutex::new(()),
+        };
+        engine.live_mounts()?;
+        engine.collect_garbage()?;
+        Ok(Arc::new(engine))
+    }
+
+    /// Keeps GC away while content is made that no record names yet.
+    pub(super) fn busy(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.blocking_read()
+    }
+
+    /// The same for a task.
+    pub(super) async fn busy_owned(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.gate).read_owned().await
+    }
+
+    pub(super) fn mounting(&self) -> MutexGuard<'_, ()> {
+        self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image of a canonical reference, or of a digest of its index, manifest or config.
+    pub(super) fn find_image(&self, reference: &str) -> Result<ImageRecord, Failure> {
+        if let Some(image) = self.metadata.image(reference)? {
+            return Ok(image);
+        }
+        if let Ok(digest) = reference.parse::<Digest>() {
+            let images = self.metadata.images()?.into_iter();
+            let mut found =
+                images.filter(|i| [i.target.digest, i.manifest, i.config].contains(&digest));
+            match (found.next(), found.next()) {
+                (Some(image), None) => return Ok(image),
+                (Some(first), Some(second)) => {
+                    let message = format!(
+                        "{digest} is more than one image: {}, {}",
+                        first.name, second.name
+                    );
+                    return Err(Failure::new(Class::Usage, message).hint("name one of them"));
+                }
+                (None, _) => {}
+            }
+        }
+        Err(Failure::new(Class::NotFound, format!("no such image here: {reference}"))
+            .hint(format!("pull it with: peel pull {reference}")))
+    }
+
+    /// The merged tree of an image; merged now where it was not yet, or its file is damaged.
+    pub(super) fn tree_of(&self, image: &ImageRecord) -> Result<Arc<Tree>, Failure> {
+        match self.layers.tree_by_chain_id(image.chain_id) {
+            Ok(Some(tree)) => return Ok(tree),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(image = %image.name, error = chain(&error), "merging again");
+                self.layers.remove_tree(image.chain_id)?;
+            }
+        }
+        self.images.ensure_indexed(image)?;
+        let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        Ok(self.layers.build_tree(&diff_ids, self.slots.next()?)?)
+    }
+
+    /// Removes an image and what only it needed; returns its name and the bytes freed.
+    pub(super) fn remove_image(&self, reference: &str) -> Result<(String, u64), Failure> {
+        let image = self.find_image(reference)?;
+        {
+            let _one_at_a_time = self.mounting();
+            let mounts = self.live_mounts()?;
+            if let Some((mount, _)) = mounts.iter().find(|(m, _)| m.image == image.name) {
+                let target = mount.target.display();
+                let message = format!("image {} is mounted on {target}", image.name);
+                return Err(Failure::new(Class::Conflict, message)
+                    .hint(format!("unmount it with: peel umount {target}")));
+            }
+            let snapshots = self.metadata.snapshots()?;
+            if let Some(snapshot) = snapshots.iter().find(|s| s.image == image.name) {
+                let name = &snapshot.name;
+                let message = format!("image {} is the base of snapshot {name}", image.name);
+                return Err(Failure::new(Class::Conflict, message)
+                    .hint(format!("drop it with: peel snapshots rm {name}")));
+            }
+            self.metadata.remove_image(&image.name)?;
+        }
+        self.images.write_index()?;
+        let freed = self.collect_garbage()?;
+        tracing::info!(image = %image.name, freed, "image removed");
+        Ok((image.name, freed))
+    }
+
+    /// Removes what nothing names, unless something is being made just now; returns bytes freed.
+    pub(super) fn collect_garbage(&self) -> Result<u64, Failure> {
+        let Ok(_alone) = self.gate.try_write() else { return Ok(0) };
+        let _one_at_a_time = self.mounting();
+        let held = self.held_trees();
+        let freed =
+            gc::sweep(&self.metadata, &self.content, &self.layers, &self.snapshots, &held)?;
+        Ok(freed)
+    }
+
+    /// Writes the plain export of the metadata where that has changed.
+    pub(super) fn export(&self) {
+        if let Err(error) = self.metadata.export_if_dirty() {
+            tracing::error!(error = chain(&error), "cannot export the metadata");
+        }
+    }
+
+    /// The last thing before the process ends.
+    pub(super) fn close(&self) {
+        self.export();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        check_layout(root.path()).expect("new");
+        check_layout(root.path()).expect("our own");
+        let path = root.path().join("layout-version");
+        for (text, class) in [("2\n", Class::Conflict), ("x", Class::BadData)] {
+            fs::write(&path, text).expect("write");
+            assert_eq!(check_layout(root.path()).expect_err(text).class, class);
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Mounts: prepared here, performed by the client, confirmed or released afterwards.
+//!
+//! ```text
+//! (none) ──prepare──▶ Pending ──confirm──▶ Mounted
+//!    ▲                   │                    │
+//!    └─────release───────┴──────release───────┘
+//! ```
+//! A record whose mount is in no process's mountinfo is forgotten when mounts are listed or the
+//! worker starts: after a reboot, or where somebody unmounted by other means. A pending one is
+//! given [`PENDING_LIMIT`] first.
+
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use peel_index::{Slot, Tree};
+
+use super::engine::{Engine, now_ns};
+use crate::{
+    api::{self, mount_spec::Spec},
+    failure::{Class, Failure},
+    metadata::{IdKind, MountRecord, MountState, RootfsKind, SnapshotRecord},
+    mountinfo::{self, MountEntry},
+    snapshot::RootAttributes,
+};
+
+/// A client that has not mounted after this long never will.
+const PENDING_LIMIT: Duration = Duration::from_secs(60);
+
+/// Options of every writable overlay: hard links of the upper are its own, a change of mode copies
+/// no data up, and directories of the lower can be renamed.
+const OVERLAY_OPTIONS: [(&str, &str); 3] =
+    [("index", "off"), ("metacopy", "on"), ("redirect_dir", "on")];
+
+impl Engine {
+    /// Makes the tree, the upper and the record of a mount, and says how to mount it.
+    pub(super) fn prepare_mount(
+        &self,
+        request: &api::PrepareMountRequest,
+    ) -> Result<api::PrepareMountResponse, Failure> {
+        let _busy = self.busy();
+        let target = PathBuf::from(OsStr::from_bytes(&request.target));
+        if !target.is_absolute() {
+            let message = format!("mount target is not absolute: {}", target.display());
+            return Err(Failure::new(Class::Usage, message));
+        }
+        let image = self.find_image(&request.reference)?;
+        let tree = self.tree_of(&image)?;
+        let _one_at_a_time = self.mounting();
+        self.forget_gone(&target)?;
+        let snapshot = request
+            .writable
+            .then(|| self.snapshot_for(request, &target, &image, &tree))
+            .transpose()?;
+        let (upper, resumed) = match snapshot {
+            Some((record, resumed)) => (Some(record), resumed),
+            None => (None, false),
+        };
+        let record = MountRecord {
+            id: self.metadata.next_id(IdKind::Mount)?,
+            target,
+            image: image.name.clone(),
+            chain_id: image.chain_id,
+            tree_slot: tree.slot().number(),
+            snapshot: upper.as_ref().map(|s| s.id),
+            writable: request.writable,
+            kind: kind_of(request.kind()),
+            boot_id: self.boot_id.clone(),
+            mount_ns: request.mount_ns,
+            state: MountState::Pending,
+            created_at_ns: now_ns(),
+            bundle_dir: (!request.bundle_dir.is_empty())
+                .then(|| PathBuf::from(OsStr::from_bytes(&request.bundle_dir))),
+            created_target: request.created_target,
+        };
+        self.metadata.put_mount(&record)?;
+        let lower = self.paths.lower().join(tree.slot().to_string());
+        let lower = lower.as_os_str().as_bytes().to_vec();
+        let spec = match &upper {
+            None => Spec::Bind(api::BindMount { source: lower }),
+            Some(upper) => Spec::Overlay(api::OverlayMount {
+                lower: vec![lower],
+                upper: path_bytes(&self.snapshots.upper(upper.id)),
+                work: path_bytes(&self.snapshots.work(upper.id)),
+                options: OVERLAY_OPTIONS.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            }),
+        };
+        let mount = api::MountSpec {
+            spec: Some(spec),
+            read_only: !request.writable,
+            nosuid: !request.suid,
+            nodev: !request.dev,
+        };
+        tracing::info!(image = %image.name, target = %record.target.display(), "mount prepared");
+        Ok(api::PrepareMountResponse {
+            id: record.id,
+            mounts: vec![mount],
+            snapshot: upper.map(|s| s.name).unwrap_or_default(),
+            resumed,
+        })
+    }
+
+    /// Drops records of mounts on a target where nothing is mounted any more.
+    fn forget_gone(&self, target: &Path) -> Result<(), Failure> {
+        let live = Live::scan();
+        for record in self.metadata.mounts_on(target)? {
+            if !live.sees(&record) {
+                self.metadata.remove_mount(record.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The snapshot of a writable mount: the one of that name, or a new one.
+    fn snapshot_for(
+        &self,
+        request: &api::PrepareMountRequest,
+        target: &Path,
+        image: &crate::metadata::ImageRecord,
+        tree: &Tree,
+    ) -> Result<(SnapshotRecord, bool), Failure> {
+        let name = snapshot_name(request, target)?;
+        let other_name = "give the mount a name of its own with --name";
+        if let Some(found) = self.metadata.snapshot_named(&name)? {
+            if found.image != image.name || found.chain_id != image.chain_id {
+                let version = if found.image == image.name { " as it was pulled before" } else { "" };
+                let message = format!(
+                    "snapshot {name} belongs to another image: expected {}, found {}{version}",
+                    image.name, found.image
+                );
+                return Err(Failure::new(Class::Conflict, message)
+                    .hint(format!("{other_name}, or drop it with: peel snapshots rm {name}")));
+            }
+            if let Some(mount) = self.mount_of_snapshot(found.id)? {
+                let message = format!("snapshot {name} is mounted on {}", mount.target.display());
+                return Err(Failure::new(Class::Conflict, message).hint(other_name));
+            }
+            return Ok((found, true));
+        }
+        let record = SnapshotRecord {
+            id: self.metadata.next_id(IdKind::Snapshot)?,
+            name,
+            image: image.name.clone(),
+            chain_id: image.chain_id,
+            tree_slot: tree.slot().number(),
+            kind: kind_of(request.kind()),
+            created_at_ns: now_ns(),
+        };
+        self.snapshots.create(record.id, &self.root_attributes(tree)?)?;
+        self.metadata.put_snapshot(&record)?;
+        Ok((record, false))
+    }
+
+    fn root_attributes(&self, tree: &Tree) -> Result<RootAttributes, Failure> {
+        let damaged = || Failure::new(Class::BadData, format!("tree {} has no root", tree.slot()));
+        let root = tree.inode(1).ok_or_else(damaged)?;
+        Ok(RootAttributes {
+            mode: root.mode,
+            uid: root.uid,
+            gid: root.gid,
+            mtime_sec: root.mtime_sec,
+            mtime_nsec: root.mtime_nsec,
+            xattrs: tree.xattrs(1).map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
+        })
+    }
+
+    fn mount_of_snapshot(&self, id: u64) -> Result<Option<MountRecord>, Failure> {
+        let live = Live::scan();
+        let mounts = self.metadata.mounts()?;
+        Ok(mounts.into_iter().find(|m| m.snapshot == Some(id) && self.holds(m, &live)))
+    }
+
+    /// The client has mounted.
+    pub(super) fn confirm_mount(&self, id: u64) -> Result<(), Failure> {
+        let mut record = self.mount(id)?;
+        record.state = MountState::Mounted;
+        self.metadata.put_mount(&record)?;
+        Ok(())
+    }
+
+    pub(super) fn mount(&self, id: u64) -> Result<MountRecord, Failure> {
+        let missing = || Failure::new(Class::NotFound, format!("no mount with id {id}"));
+        self.metadata.mount(id)?.ok_or_else(missing)
+    }
+
+    /// The client has unmounted, or never mounted; returns the snapshot's name.
+    pub(super) fn release_mount(&self, id: u64, remove_snapshot: bool) -> Result<String, Failure> {
+        let record = self.mount(id)?;
+        self.metadata.remove_mount(id)?;
+        tracing::info!(image = %record.image, target = %record.target.display(), "mount released");
+        let Some(snapshot) = record.snapshot else { return Ok(String::new()) };
+        let Some(snapshot) = self.metadata.snapshot(snapshot)? else { return Ok(String::new()) };
+        if remove_snapshot {
+            self.remove_snapshot(&snapshot)?;
+        }
+        Ok(snapshot.name)
+    }
+
+    fn remove_snapshot(&self, snapshot: &SnapshotRecord) -> Result<(), Failure> {
+        let upper = self.snapshots.upper(snapshot.id);
+        if Live::scan().uses_upper(&upper) {
+            let message = format!("snapshot {} is still mounted by a process", snapshot.name);
+            return Err(Failure::new(Class::Conflict, message)
+                .hint(format!("once that has ended: peel snapshots rm {}", snapshot.name)));
+        }
+        // The record first: an upper without a record is swept, a record without an upper is a lie
+        self.metadata.remove_snapshot(snapshot.id)?;
+        self.snapshots.remove(snapshot.id)?;
+        Ok(())
+    }
+
+    pub(super) fn remove_snapshot_named(&self, name: &str) -> Result<(), Failure> {
+        let _one_at_a_time = self.mounting();
+        let missing = || {
+            Failure::new(Class::NotFound, format!("no snapshot named {name}"))
+                .hint("list them with: peel snapshots ls")
+        };
+        let snapshot = self.metadata.snapshot_named(name)?.ok_or_else(missing)?;
+        if let Some(mount) = self.mount_of_snapshot(snapshot.id)? {
+            let target = mount.target.display();
+            let message = format!("snapshot {name} is mounted on {target}");
+            return Err(Failure::new(Class::Conflict, message)
+                .hint(format!("unmount it with: peel umount {target}")));
+        }
+        self.remove_snapshot(&snapshot)
+    }
+
+    /// All mounts, those gone from every mountinfo forgotten.
+    pub(super) fn live_mounts(&self) -> Result<Vec<(MountRecord, bool)>, Failure> {
+        let live = Live::scan();
+        let mut mounts = Vec::new();
+        for record in self.metadata.mounts()? {
+            let seen = live.sees(&record);
+            // A bundle keeps its record: `bundle rm` has to find it after a reboot as well
+            if self.holds(&record, &live) || record.bundle_dir.is_some() {
+                mounts.push((record, seen));
+            } else {
+                tracing::info!(target = %record.target.display(), "mount is gone; forgotten");
+                self.metadata.remove_mount(record.id)?;
+            }
+        }
+        Ok(mounts)
+    }
+
+    /// Whether a record stands for a mount that is there, or is just being made.
+    fn holds(&self, record: &MountRecord, live: &Live) -> bool {
+        let age = now_ns().saturating_sub(record.created_at_ns);
+        let young = u128::from(age.unsigned_abs()) < PENDING_LIMIT.as_nanos();
+        live.sees(record)
+            || (record.boot_id == self.boot_id && record.state == MountState::Pending && young)
+    }
+
+    /// Unmounts everything, so that the daemon can end: what is in use only where `force`.
+    pub(super) fn unmount_all(&self, force: bool) -> Result<(), Failure> {
+        use rustix::mount::{UnmountFlags, unmount};
+        for (record, seen) in self.live_mounts()? {
+            let target = record.target.display();
+            if seen {
+                let flags = if force { UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
+                match unmount(&record.target, flags) {
+                    Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                    Err(e) => {
+                        let message = format!("cannot unmount {target}: {e}");
+                        return Err(Failure::new(Class::Conflict, message).hint(
+                            "end what uses it, or detach it with: peel daemon stop --force",
+                        ));
+                    }
+                }
+            }
+            if record.bundle_dir.is_none() {
+                self.metadata.remove_mount(record.id)?;
+                if record.created_target {
+                    // Made for the mount; what somebody has put there since stays
+                    let _ = std::fs::remove_dir(&record.target);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn path_bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+fn kind_of(kind: api::MountKind) -> RootfsKind {
+    match kind {
+        api::MountKind::Mount => RootfsKind::Mount,
+        api::MountKind::Bundle => RootfsKind::Bundle,
+        api::MountKind::Run => RootfsKind::Run,
+    }
+}
+
+/// The name asked for, else the last part of the directory's path.
+fn snapshot_name(request: &api::PrepareMountRequest, target: &Path) -> Result<String, Failure> {
+    let dir = match request.bundle_dir.as_slice() {
+        [] => target,
+        bundle => Path::new(OsStr::from_bytes(bundle)),
+    };
+    let name = match request.name.as_str() {
+        "" => dir.file_name().unwrap_or(OsStr::new("root")).to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    };
+    if name.len() <= 255 && !name.chars().any(|c| c.is_control() || c == '/') {
+        return Ok(name);
+    }
+    let message = format!(
+        "malformed snapshot name: expected at most 255 bytes without '/' or control characters, \
+         found {name:?}"
+    );
+    Err(Failure::new(Class::Usage, message))
+}
+
+/// What all processes see mounted at one moment.
+struct Live(Vec<(u64, MountEntry)>);
+
+impl Live {
+    fn scan() -> Self {
+        Self(mountinfo::all_namespaces())
+    }
+
+    /// A mount of ours on the recorded target. Its own namespace may be gone with the process that
+    /// mounted, while a copy lives on in another.
+    fn sees(&self, record: &MountRecord) -> bool {
+        self.0.iter().any(|(_, m)| {
+            m.target == record.target
+                && match record.snapshot {
+                    None => {
+                        m.fs_type.starts_with("fuse")
+                            && m.root == Path::new("/").join(record.tree_slot.to_string())
+                    }
+                    Some(_) => m.fs_type == "overlay" && m.source == "peel",
+                }
+        })
+    }
+
+    fn uses_upper(&self, upper: &Path) -> bool {
+        let option = [b"upperdir=", upper.as_os_str().as_bytes()].concat();
+        self.0.iter().any(|(_, m)| m.super_options.split(|b| *b == b',').any(|o| o == option))
+    }
+}
+
+impl Engine {
+    /// Slots of trees and ids of snapshots that mounts hold, recorded or not.
+    pub(super) fn held_trees(&self) -> Vec<Slot> {
+        let lower = self.paths.lower();
+        let live = Live::scan();
+        let own_slots = live.0.iter().filter_map(|(_, m)| {
+            let bound = m.fs_type.starts_with("fuse") && m.source == "peel";
+            let bound = bound.then(|| m.root.strip_prefix("/").ok()).flatten();
+            let overlaid = m.super_options.split(|b| *b == b',').find_map(|option| {
+                let value = option.strip_prefix(b"lowerdir+=").or(option.strip_prefix(b"lowerdir="));
+                Path::new(OsStr::from_bytes(value?)).strip_prefix(&lower).ok()
+            });
+            let number = bound.or(overlaid)?.iter().next()?.to_str()?.parse().ok()?;
+            Slot::new(number)
+        });
+        own_slots.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(name: &str, bundle: &str) -> api::PrepareMountRequest {
+        api::PrepareMountRequest {
+            name: name.into(),
+            bundle_dir: bundle.into(),
+            ..api::PrepareMountRequest::default()
+        }
+    }
+
+    #[test]
+    fn names_of_snapshots() {
+        let name = |r| snapshot_name(&r, Path::new("/a/m"));
+        assert_eq!(name(request("", "")), Ok("m".into()));
+        assert_eq!(name(request("x y", "")), Ok("x y".into()));
+        assert_eq!(name(request("", "/a/web")), Ok("web".into()));
+        for bad in ["a/b", "a\nb", &"x".repeat(256)] {
+            assert_eq!(name(request(bad, "")).expect_err("refused").class, Class::Usage);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The gRPC service: each call on the blocking pool, each answer from the [`Engine`].
+
+use std::{os::unix::ffi::OsStrExt as _, sync::Arc};
+
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{convert, engine::Engine};
+use crate::{
+    api::{self, peel_server::Peel, pull_event::Event},
+    failure::{Class, Failure, chain},
+};
+
+pub(super) struct Service {
+    pub(super) engine: Arc<Engine>,
+    pub(super) stop: Arc<Notify>,
+    pub(super) restarts: u64,
+    pub(super) started_at_ns: i64,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Service {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
+    ) -> Answer<T> {
+        let engine = Arc::clone(&self.engine);
+        match tokio::task::spawn_blocking(move || call(&engine)).await {
+            Ok(Ok(answer)) => Ok(Response::new(answer)),
+            Ok(Err(failure)) => {
+                if let Err(error) = self.engine.metadata.generation() {
+                    // The store refuses everything from now on; another worker opens it anew
+                    tracing::error!(error = chain(&error), "the metadata failed; starting again");
+                    std::process::exit(1);
+                }
+                Err(failure.into())
+            }
+            Err(panic) => {
+                tracing::error!(%panic, "a call failed");
+                Err(Failure::new(Class::Other, "the daemon failed at this; its log says more").into())
+            }
+        }
+    }
+}
+
+fn pid(pid: Option<rustix::process::Pid>) -> u32 {
+    pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
+}
+
+#[tonic::async_trait]
+impl Peel for Service {
+    async fn status(&self, _: Request<api::StatusRequest>) -> Answer<api::StatusResponse> {
+        let (restarts, worker_started_at_ns) = (self.restarts, self.started_at_ns);
+        self.blocking(move |engine| {
+            Ok(api::StatusResponse {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                keeper_pid: pid(rustix::process::getppid()),
+                worker_pid: std::process::id(),
+                restarts,
+                mounts: engine.live_mounts()?.len() as u64,
+                images: engine.metadata.images()?.len() as u64,
+                snapshots: engine.metadata.snapshots()?.len() as u64,
+                root: engine.paths.root().as_os_str().as_bytes().to_vec(),
+                state: engine.paths.state().as_os_str().as_bytes().to_vec(),
+                worker_started_at_ns,
+            })
+        })
+        .await
+    }
+
+    async fn stop(&self, request: Request<api::StopRequest>) -> Answer<api::StopResponse> {
+        let force = request.into_inner().force;
+        let answer = self
+            .blocking(move |engine| {
+                engine.unmount_all(force)?;
+                Ok(api::StopResponse { keeper_pid: pid(rustix::process::getppid()) })
+            })
+            .await?;
+        self.stop.notify_one();
+        Ok(answer)
+    }
+
+    type PullStream = UnboundedReceiverStream<Result<api::PullEvent, Status>>;
+
+    async fn pull(&self, request: Request<api::PullRequest>) -> Answer<Self::PullStream> {
+        let request = request.into_inner();
+        let engine = Arc::clone(&self.engine);
+        // Unbounded, but throttled by its producer: a few events a second and layer
+        let (events, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let send = {
+                let events = events.clone();
+                move |event| {
+                    // A client that has gone away cancels the pull below
+                    let _ = events.send(Ok(api::PullEvent { event: Some(event) }));
+                }
+            };
+            let tell = {
+                let send = send.clone();
+                Arc::new(move |event| send(convert::event(event)))
+            };
+            let cancel = CancellationToken::new();
+            let pulling = Arc::clone(&engine);
+            let pull = async {
+                let engine = pulling;
+                let _busy = engine.busy_owned().await;
+                let (reference, platform) = (&request.reference, &request.platform);
+                engine.images.pull(reference, platform, tell, cancel.clone()).await
+            };
+            let mut pull = Box::pin(pull);
+            let result = tokio::select! {
+                result = &mut pull => result,
+                () = events.closed() => {
+                    // What runs is awaited: GC would not see what it is about to put in place
+                    cancel.cancel();
+                    pull.await
+                }
+            };
+            match result {
+                Ok(image) => {
+                    tracing::info!(image = %image.name, digest = %image.target.digest, "pulled");
+                    send(Event::Done(convert::image(&image)));
+                }
+                Err(failure) => {
+                    let reference = &request.reference;
+                    tracing::error!(%reference, error = %failure, "pull failed");
+                    let _ = events.send(Err(failure.into()));
+                    let swept = tokio::task::spawn_blocking(move || engine.collect_garbage()).await;
+                    if let Ok(Err(failure)) = swept {
+                        tracing::error!(error = %failure, "cannot clean up after a failed pull");
+                    }
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+    }
+
+    async fn list_images(
+        &self,
+        _: Request<api::ListImagesRequest>,
+    ) -> Answer<api::ListImagesResponse> {
+        self.blocking(|engine| {
+            let images = engine.metadata.images()?.iter().map(convert::image).collect();
+            Ok(api::ListImagesResponse { images })
+        })
+        .await
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<api::InspectImageRequest>,
+    ) -> Answer<api::InspectImageResponse> {
+        let reference = request.into_inner().reference;
+        self.blocking(move |engine| {
+            let image = engine.find_image(&reference)?;
+            let json = format!("{:#}", convert::inspect(engine, &image)?);
+            Ok(api::InspectImageResponse { image: Some(convert::image(&image)), json })
+        })
+        .await
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<api::RemoveImageRequest>,
+    ) -> Answer<api::RemoveImageResponse> {
+        let reference = request.into_inner().reference;
+        self.blocking(move |engine| {
+            let (name, freed) = engine.remove_image(&reference)?;
+            Ok(api::RemoveImageResponse { name, freed })
+        })
+        .await
+    }
+
+    async fn prepare_mount(
+        &self,
+        request: Request<api::PrepareMountRequest>,
+    ) -> Answer<api::PrepareMountResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| engine.prepare_mount(&request)).await
+    }
+
+    async fn confirm_mount(
+        &self,
+        request: Request<api::ConfirmMountRequest>,
+    ) -> Answer<api::ConfirmMountResponse> {
+        let id = request.into_inner().id;
+        self.blocking(move |engine| {
+            engine.confirm_mount(id)?;
+            Ok(api::ConfirmMountResponse {})
+        })
+        .await
+    }
+
+    async fn release_mount(
+        &self,
+        request: Request<api::ReleaseMountRequest>,
+    ) -> Answer<api::ReleaseMountResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            let snapshot = engine.release_mount(request.id, request.remove_snapshot)?;
+            Ok(api::ReleaseMountResponse { snapshot })
+        })
+        .await
+    }
+
+    async fn list_mounts(
+        &self,
+        _: Request<api::ListMountsRequest>,
+    ) -> Answer<api::ListMountsResponse> {
+        self.blocking(|engine| Ok(api::ListMountsResponse { mounts: convert::mounts(engine)? })).await
+    }
+
+    async fn bundle_config(
+        &self,
+        request: Request<api::BundleConfigRequest>,
+    ) -> Answer<api::BundleConfigResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            Ok(api::BundleConfigResponse { json: engine.bundle_config(request)? })
+        })
+        .await
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<api::ListSnapshotsRequest>,
+    ) -> Answer<api::ListSnapshotsResponse> {
+        self.blocking(|engine| {
+            Ok(api::ListSnapshotsResponse { snapshots: convert::snapshots(engine)? })
+        })
+        .await
+    }
+
+    async fn remove_snapshot(
+        &self,
+        request: Request<api::RemoveSnapshotRequest>,
+    ) -> Answer<api::RemoveSnapshotResponse> {
+        let name = request.into_inner().name;
+        self.blocking(move |engine| {
+            engine.remove_snapshot_named(&name)?;
+            Ok(api::RemoveSnapshotResponse {})
+        })
+        .await
+    }
+}

@@ -1,0 +1,78 @@
+//! Removal of what nothing names any more: mark from the records, sweep the rest.
+//!
+//! What a mount still shows is kept whatever the records say: overlays live on in other mount
+//! namespaces and after lazy unmounts. The caller makes sure that nothing is being made meanwhile.
+
+use std::collections::HashSet;
+
+use peel_index::{Digest, Slot};
+
+use crate::{
+    content::ContentStore,
+    failure::Failure,
+    layers::Layers,
+    metadata::{ImageRecord, Metadata},
+    snapshot::Snapshots,
+};
+
+/// Sweeps; `held` are trees that some process has mounted. Returns the bytes freed.
+///
+/// # Errors
+/// The first failure; what was swept before stays swept.
+pub fn sweep(
+    metadata: &Metadata,
+    content: &ContentStore,
+    layers: &Layers,
+    snapshots: &Snapshots,
+    held: &[Slot],
+) -> Result<u64, Failure> {
+    let images = metadata.images()?;
+    let mut trees: HashSet<Option<Digest>> = images.iter().map(|i| i.chain_id).collect();
+    let mut diff_ids: HashSet<Digest> = images.iter().flat_map(diff_ids).collect();
+    let uppers = metadata.snapshots()?;
+    for chain in layers.chain_ids() {
+        // A tree that does not open serves nobody
+        let Ok(Some(tree)) = layers.tree_by_chain_id(chain) else { continue };
+        // A snapshot needs what it was made on, though its image may have been pulled anew since
+        if held.contains(&tree.slot()) || uppers.iter().any(|s| s.chain_id == chain) {
+            trees.insert(chain);
+            diff_ids.extend(tree.layers().map(|layer| layer.diff_id));
+        }
+    }
+    let mut blobs: HashSet<Digest> = images.iter().flat_map(blobs).collect();
+    for diff_id in &diff_ids {
+        // An index may have been built from another blob of the same content
+        if let Ok(Some(layer)) = layers.layer_by_diff_id(diff_id) {
+            blobs.insert(layer.blob());
+        }
+    }
+
+    let mut freed = 0;
+    for chain in layers.chain_ids().into_iter().filter(|chain| !trees.contains(chain)) {
+        freed += layers.remove_tree(chain)?;
+    }
+    for diff_id in layers.diff_ids().into_iter().filter(|id| !diff_ids.contains(id)) {
+        freed += layers.remove_layer(&diff_id)?;
+    }
+    for blob in content.blobs()? {
+        let blob = blob?;
+        if !blobs.contains(&blob.digest) && content.remove(&blob.digest)? {
+            freed += blob.size;
+        }
+    }
+    let recorded: HashSet<u64> = uppers.iter().map(|s| s.id).collect();
+    for id in snapshots.ids()?.into_iter().filter(|id| !recorded.contains(id)) {
+        snapshots.remove(id)?;
+    }
+    Ok(freed)
+}
+
+fn diff_ids(image: &ImageRecord) -> impl Iterator<Item = Digest> {
+    image.layers.iter().map(|layer| layer.diff_id)
+}
+
+fn blobs(image: &ImageRecord) -> impl Iterator<Item = Digest> {
+    let own = [image.target.digest, image.manifest, image.config];
+    let indexes = image.indexes.iter().copied();
+    own.into_iter().chain(indexes).chain(image.layers.iter().map(|layer| layer.digest))
+}

@@ -1,0 +1,174 @@
+//! Images: pull, which fetches, verifies and indexes in one pass, and the records of what is here.
+//!
+//! ```text
+//! reference ─▶ manifest (platform chosen) ─▶ config ─▶ layers, a few at a time:
+//!   bytes ─▶ content ingest ─┐
+//!         └▶ LayerBuilder ───┴─▶ digest and diffID agree ─▶ blob and index in place
+//! record last: an image is there as a whole or not at all
+//! ```
+//! Locking: one asynchronous mutex a diffID, so that a layer is fetched once however many pulls
+//! want it.
+
+mod failures;
+mod ingest;
+mod pull;
+mod source;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use peel_index::{Digest, Slot};
+
+use crate::{
+    content::ContentStore,
+    failure::{Class, Failure},
+    layers::Layers,
+    metadata::{ImageRecord, Metadata},
+    oci::{Descriptor, ImageConfig, MAX_CONFIG_SIZE, Manifest},
+    registry::{Registry, RegistryOptions},
+};
+
+/// Gives out slots, each once.
+pub trait NewSlot: Send + Sync {
+    /// A slot that was never used.
+    ///
+    /// # Errors
+    /// Where the store that counts fails, or all slots are used.
+    fn next(&self) -> Result<Slot, Failure>;
+}
+
+/// How far a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Not begun.
+    Waiting,
+    /// Fetched and indexed.
+    Running,
+    /// In place.
+    Done,
+    /// It was there already.
+    Exists,
+}
+
+/// Progress of one layer.
+#[derive(Debug, Clone)]
+pub struct LayerProgress {
+    /// Its place in the manifest, lowest first.
+    pub index: usize,
+    /// The blob.
+    pub digest: Digest,
+    /// How far.
+    pub stage: Stage,
+    /// Compressed bytes so far.
+    pub received: u64,
+    /// Compressed bytes in all.
+    pub size: u64,
+    /// Bytes of uncompressed tar indexed so far.
+    pub indexed: u64,
+}
+
+/// What a pull tells while it runs.
+#[derive(Debug, Clone)]
+pub enum PullEvent {
+    /// The manifest is known.
+    Resolved {
+        /// Canonical reference.
+        name: String,
+        /// The platform's manifest.
+        manifest: Digest,
+        /// All layers, lowest first.
+        layers: Vec<LayerProgress>,
+    },
+    /// A layer moved on.
+    Layer(LayerProgress),
+}
+
+/// Takes a pull's events; called from several threads.
+pub type Events = Arc<dyn Fn(PullEvent) + Send + Sync>;
+
+/// See the module.
+pub struct Images {
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    in_flight: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// What the indexing threads share.
+struct Store {
+    content: Arc<ContentStore>,
+    layers: Arc<Layers>,
+    metadata: Arc<Metadata>,
+    slots: Arc<dyn NewSlot>,
+}
+
+impl Images {
+    /// Images over the stores.
+    ///
+    /// # Errors
+    /// Where no registry client can be made.
+    pub fn new(
+        content: Arc<ContentStore>,
+        layers: Arc<Layers>,
+        metadata: Arc<Metadata>,
+        slots: Arc<dyn NewSlot>,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            store: Arc::new(Store { content, layers, metadata, slots }),
+            registry: Arc::new(Registry::new(RegistryOptions::default())?),
+            in_flight: Mutex::default(),
+        })
+    }
+
+    /// The bytes of a manifest, index or config that is here, verified again.
+    ///
+    /// # Errors
+    /// Where it is not here, or its bytes are not those of its digest.
+    pub fn document(&self, digest: &Digest) -> Result<Vec<u8>, Failure> {
+        Ok(self.store.content.read_blob(digest, MAX_CONFIG_SIZE)?)
+    }
+
+    /// The config of an image that is here.
+    ///
+    /// # Errors
+    /// Where it, or the manifest, is not here or is damaged.
+    pub fn config(&self, image: &ImageRecord) -> Result<ImageConfig, Failure> {
+        let bytes = self.document(&image.manifest)?;
+        let descriptor = Descriptor::new(&image.manifest_type, image.manifest, bytes.len() as u64);
+        let Manifest::Image(manifest) = Manifest::parse(&descriptor, &bytes)? else {
+            let message = format!("{} is no image manifest but an index", image.manifest);
+            return Err(Failure::new(Class::BadData, message));
+        };
+        Ok(ImageConfig::parse(&manifest, &self.document(&image.config)?)?)
+    }
+
+    /// Indexes again, from the local blob, each layer of an image that has no usable index.
+    ///
+    /// # Errors
+    /// Where a blob is gone or damaged.
+    pub fn ensure_indexed(&self, image: &ImageRecord) -> Result<(), Failure> {
+        for layer in &image.layers {
+            if self.store.layer_is_usable(layer) {
+                continue;
+            }
+            tracing::warn!(image = %image.name, layer = %layer.digest, "indexing again");
+            self.store.index_local(layer)?;
+        }
+        Ok(())
+    }
+
+    /// Writes content/index.json, by which other tools find the images.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write_index(&self) -> Result<(), Failure> {
+        self.store.write_index()
+    }
+
+    fn flight(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut flights = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|_, flight| Arc::strong_count(flight) > 1);
+        Arc::clone(flights.entry(diff_id).or_default())
+    }
+}

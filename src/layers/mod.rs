@@ -1,0 +1,438 @@
+//! The indexes and trees on disk, and the reading of file content through them.
+//!
+//! ```text
+//! <root>/layers/<alg>-<hex>        layer index by diffID
+//! <root>/layers/<alg>-<hex>.copy   its seekable copy, where the blob cannot be entered midway
+//! <root>/trees/<alg>-<hex>         merged tree by chainID; trees/empty for no layer at all
+//! ```
+//! Every file is immutable: written aside, synced, renamed into place, later unlinked; a map of it
+//! stays valid until the last user lets go.
+//!
+//! Architecture invariant: serving needs no metadata store. The slot stands in the header of each
+//! file, so slot → file is found from the files alone.
+//!
+//! Locking: one reader-writer lock over the tables, held for look-ups and inserts only, never over
+//! I/O but for the opening of an index that nobody has asked for yet.
+
+mod blob;
+mod cache;
+mod error;
+mod read;
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use memmap2::Mmap;
+use peel_index::{BuiltLayer, Digest, FileType, HEADER_LEN, Layer, Slot, Tree};
+
+pub use self::{
+    blob::{BlobSource, LocalBlob},
+    cache::{CacheStats, SpanCache},
+    error::{LayersError, SpanReadError},
+};
+use crate::content::ContentStore;
+
+/// Default bound of the span cache: 64 MiB.
+pub const SPAN_CACHE_BYTES: u64 = 64 << 20;
+
+const EMPTY_TREE: &str = "empty";
+
+/// See the module.
+pub struct Layers {
+    layers_dir: PathBuf,
+    trees_dir: PathBuf,
+    content: Arc<ContentStore>,
+    tables: RwLock<Tables>,
+    cache: SpanCache,
+}
+
+#[derive(Default)]
+struct Tables {
+    /// Layer files by diffID and their slots.
+    layers: HashMap<Digest, Slot>,
+    /// Tree files by chainID (`None`: no layer).
+    trees: HashMap<Option<Digest>, Slot>,
+    files: HashMap<Slot, PathBuf>,
+    open_layers: HashMap<Slot, Arc<OpenLayer>>,
+    open_trees: HashMap<Slot, Arc<Tree>>,
+}
+
+/// An opened index with the bytes behind it.
+pub(crate) struct OpenLayer {
+    index: Arc<Layer>,
+    blob: Box<dyn BlobSource>,
+    copy: Option<Box<dyn BlobSource>>,
+}
+
+/// Where the seekable copy of a layer is collected while it is pulled.
+pub struct CopyFile {
+    file: tempfile::NamedTempFile,
+    len: u64,
+}
+
+impl CopyFile {
+    /// Appends.
+    ///
+    /// # Errors
+    /// Of the file, with its path.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), LayersError> {
+        self.len += bytes.len() as u64;
+        let path = self.file.path().to_owned();
+        self.file.write_all(bytes).map_err(LayersError::io("write", path))
+    }
+}
+
+impl Layers {
+    /// Opens what is below `root`: reads the header of every file, no more.
+    ///
+    /// Files that are no indexes of this version are removed with a warning: they are rebuilt from
+    /// their blobs when their image is next asked for. Left-over temporary files go as well.
+    ///
+    /// # Errors
+    /// Where the directories cannot be read or made, or two files claim one slot.
+    pub fn open(
+        root: &Path,
+        content: Arc<ContentStore>,
+        cache_bytes: u64,
+    ) -> Result<Self, LayersError> {
+        let layers_dir = root.join("layers");
+        let trees_dir = root.join("trees");
+        let mut tables = Tables::default();
+        for (dir, kind) in [(&layers_dir, FileType::Layer), (&trees_dir, FileType::Tree)] {
+            fs::create_dir_all(dir).map_err(LayersError::io("create", dir))?;
+            for entry in fs::read_dir(dir).map_err(LayersError::io("read", dir))? {
+                let path = entry.map_err(LayersError::io("read", dir))?.path();
+                tables.scan_file(&path, kind)?;
+            }
+        }
+        let tables = RwLock::new(tables);
+        Ok(Self { layers_dir, trees_dir, content, tables, cache: SpanCache::new(cache_bytes) })
+    }
+
+    fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tables_mut(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The highest slot on disk.
+    pub fn highest_slot(&self) -> Option<Slot> {
+        self.tables().files.keys().max().copied()
+    }
+
+    /// diffIDs of all indexed layers.
+    pub fn diff_ids(&self) -> Vec<Digest> {
+        self.tables().layers.keys().copied().collect()
+    }
+
+    /// chainIDs of all trees; `None` stands for the tree of no layer.
+    pub fn chain_ids(&self) -> Vec<Option<Digest>> {
+        self.tables().trees.keys().copied().collect()
+    }
+
+    /// Counters of the span cache.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// The index of a layer; `None` where it was never indexed.
+    ///
+    /// # Errors
+    /// Where its file is damaged or gone.
+    pub fn layer_by_diff_id(&self, diff_id: &Digest) -> Result<Option<Arc<Layer>>, LayersError> {
+        let slot = self.tables().layers.get(diff_id).copied();
+        slot.map(|slot| Ok(Arc::clone(&self.open_layer(slot)?.index))).transpose()
+    }
+
+    /// The tree of a chain; `None` where it was never merged.
+    ///
+    /// # Errors
+    /// Where its file is damaged or gone.
+    pub fn tree_by_chain_id(&self, chain: Option<Digest>) -> Result<Option<Arc<Tree>>, LayersError> {
+        let slot = self.tables().trees.get(&chain).copied();
+        slot.map(|slot| self.open_tree(slot)).transpose()
+    }
+
+    /// A file that collects a seekable copy; it vanishes unless it is installed.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn new_copy(&self) -> Result<CopyFile, LayersError> {
+        let file = temporary(&self.layers_dir)?;
+        Ok(CopyFile { file, len: 0 })
+    }
+
+    /// Puts the index of a pulled layer in place; the blob must be in the content store already.
+    ///
+    /// # Errors
+    /// Where files cannot be written, or the result does not open.
+    pub fn install_layer(
+        &self,
+        built: &BuiltLayer,
+        copy: CopyFile,
+        slot: Slot,
+    ) -> Result<Arc<Layer>, LayersError> {
+        let path = self.layers_dir.join(file_name(&built.diff_id));
+        if copy.len > 0 {
+            persist(copy.file, &copy_path(&path))?;
+        }
+        write_atomically(&self.layers_dir, &path, &built.encode(slot))?;
+        {
+            let mut tables = self.tables_mut();
+            if let Some(old) = tables.layers.insert(built.diff_id, slot) {
+                tables.files.remove(&old);
+                tables.open_layers.remove(&old);
+            }
+            tables.files.insert(slot, path);
+        }
+        Ok(Arc::clone(&self.open_layer(slot)?.index))
+    }
+
+    /// Merges a chain, lowest layer first, and puts its tree in place.
+    ///
+    /// # Errors
+    /// Where a layer has no index, the layers do not merge, or the file cannot be written.
+    pub fn build_tree(
+        &self,
+        diff_ids: &[Digest],
+        slot: Slot,
+    ) -> Result<Arc<Tree>, LayersError> {
+        let chain = peel_index::chain_id(diff_ids);
+        let layers = diff_ids
+            .iter()
+            .map(|id| self.layer_by_diff_id(id)?.ok_or(LayersError::Missing(*id)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let layers: Vec<&Layer> = layers.iter().map(AsRef::as_ref).collect();
+        let built = peel_index::merge(&layers, chain)?;
+        let path = self.trees_dir.join(tree_name(chain));
+        write_atomically(&self.trees_dir, &path, &built.encode(slot))?;
+        {
+            let mut tables = self.tables_mut();
+            if let Some(old) = tables.trees.insert(chain, slot) {
+                tables.files.remove(&old);
+                tables.open_trees.remove(&old);
+            }
+            tables.files.insert(slot, path);
+        }
+        self.open_tree(slot)
+    }
+
+    /// Removes the index of a layer and its seekable copy; returns the bytes freed.
+    ///
+    /// # Errors
+    /// Where a file cannot be removed.
+    pub fn remove_layer(&self, diff_id: &Digest) -> Result<u64, LayersError> {
+        let slot = {
+            let mut tables = self.tables_mut();
+            let Some(slot) = tables.layers.remove(diff_id) else { return Ok(0) };
+            tables.files.remove(&slot);
+            tables.open_layers.remove(&slot);
+            slot
+        };
+        self.cache.forget(slot);
+        let path = self.layers_dir.join(file_name(diff_id));
+        Ok(remove(&copy_path(&path))? + remove(&path)?)
+    }
+
+    /// Removes a tree; returns the bytes freed.
+    ///
+    /// # Errors
+    /// Where its file cannot be removed.
+    pub fn remove_tree(&self, chain: Option<Digest>) -> Result<u64, LayersError> {
+        {
+            let mut tables = self.tables_mut();
+            let Some(slot) = tables.trees.remove(&chain) else { return Ok(0) };
+            tables.files.remove(&slot);
+            tables.open_trees.remove(&slot);
+        }
+        remove(&self.trees_dir.join(tree_name(chain)))
+    }
+
+    pub(crate) fn open_layer(&self, slot: Slot) -> Result<Arc<OpenLayer>, LayersError> {
+        let path = {
+            let tables = self.tables();
+            if let Some(open) = tables.open_layers.get(&slot) {
+                return Ok(Arc::clone(open));
+            }
+            tables.path(slot, &self.layers_dir)?
+        };
+        let index = Layer::open(map(&path)?)
+            .map_err(|source| LayersError::Format { path: path.clone(), source })?;
+        check_name(&path, &file_name(&index.diff_id()))?;
+        check_slot(&path, slot, index.slot())?;
+        let blob = self.content.path(&index.blob());
+        let blob = File::open(&blob).map_err(LayersError::io("open", blob))?;
+        let copy = (index.copy_len() > 0).then(|| copy_path(&path)).map(|path| {
+            let file = File::open(&path).map_err(LayersError::io("open", path))?;
+            Ok::<Box<dyn BlobSource>, LayersError>(Box::new(LocalBlob(file)))
+        });
+        let open = OpenLayer {
+            index: Arc::new(index),
+            blob: Box::new(LocalBlob(blob)),
+            copy: copy.transpose()?,
+        };
+        let open = Arc::new(open);
+        Ok(Arc::clone(self.tables_mut().open_layers.entry(slot).or_insert(open)))
+    }
+
+    pub(crate) fn open_tree(&self, slot: Slot) -> Result<Arc<Tree>, LayersError> {
+        let path = {
+            let tables = self.tables();
+            if let Some(open) = tables.open_trees.get(&slot) {
+                return Ok(Arc::clone(open));
+            }
+            tables.path(slot, &self.trees_dir)?
+        };
+        let tree = Tree::open(map(&path)?)
+            .map_err(|source| LayersError::Format { path: path.clone(), source })?;
+        check_slot(&path, slot, tree.slot())?;
+        for merged in tree.layers() {
+            let layer = self.open_layer(merged.slot)?;
+            let found = (layer.index.diff_id(), layer.index.numbering());
+            if found != (merged.diff_id, merged.numbering) {
+                let (diff_id, slot) = (merged.diff_id, merged.slot);
+                return Err(LayersError::Mismatch {
+                    path,
+                    expected: format!("layer {diff_id} in slot {slot}, numbered as it was merged"),
+                    found: format!("layer {} numbered otherwise", found.0),
+                });
+            }
+        }
+        let tree = Arc::new(tree);
+        Ok(Arc::clone(self.tables_mut().open_trees.entry(slot).or_insert(tree)))
+    }
+}
+
+impl Tables {
+    fn path(&self, slot: Slot, dir: &Path) -> Result<PathBuf, LayersError> {
+        self.files.get(&slot).filter(|path| path.starts_with(dir)).cloned().ok_or_else(|| {
+            let path = dir.join(format!("(slot {slot})"));
+            LayersError::io("find", path)(std::io::ErrorKind::NotFound.into())
+        })
+    }
+
+    fn scan_file(&mut self, path: &Path, expected: FileType) -> Result<(), LayersError> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.ends_with(".copy") {
+            // Removed with its index; one without an index is an interrupted install
+            if !path.with_extension("").exists() {
+                remove(path)?;
+            }
+            return Ok(());
+        }
+        let digest = match (parse_name(name), expected, name) {
+            (Some(digest), _, _) => Some(digest),
+            (None, FileType::Tree, EMPTY_TREE) => None,
+            _ => {
+                tracing::warn!(path = %path.display(), "removing a file that is no index");
+                remove(path)?;
+                return Ok(());
+            }
+        };
+        let mut first = Vec::with_capacity(HEADER_LEN);
+        let file = File::open(path).map_err(LayersError::io("open", path))?;
+        file.take(HEADER_LEN as u64)
+            .read_to_end(&mut first)
+            .map_err(LayersError::io("read", path))?;
+        let slot = match peel_index::peek_header(&first) {
+            Ok(header) if header.kind == expected => header.slot,
+            bad => {
+                let reason = bad.err().map_or("of another kind".to_owned(), |e| e.to_string());
+                tracing::warn!(path = %path.display(), reason, "removing an index to be rebuilt");
+                remove(path)?;
+                return Ok(());
+            }
+        };
+        if let Some(first) = self.files.insert(slot, path.to_owned()) {
+            return Err(LayersError::SlotTwice { slot, first, second: path.to_owned() });
+        }
+        match (expected, digest) {
+            (FileType::Layer, Some(diff_id)) => {
+                self.layers.insert(diff_id, slot);
+            }
+            (_, chain) => {
+                self.trees.insert(chain, slot);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn file_name(digest: &Digest) -> String {
+    format!("{}-{}", digest.algorithm().name(), digest.hex())
+}
+
+fn tree_name(chain: Option<Digest>) -> String {
+    chain.map_or_else(|| EMPTY_TREE.to_owned(), |chain| file_name(&chain))
+}
+
+fn parse_name(name: &str) -> Option<Digest> {
+    name.replacen('-', ":", 1).parse().ok()
+}
+
+fn copy_path(index: &Path) -> PathBuf {
+    index.with_extension("copy")
+}
+
+fn check_name(path: &Path, expected: &str) -> Result<(), LayersError> {
+    match path.file_name() {
+        Some(name) if name == expected => Ok(()),
+        name => Err(LayersError::Mismatch {
+            path: path.to_owned(),
+            expected: name.unwrap_or_default().to_string_lossy().into_owned(),
+            found: expected.to_owned(),
+        }),
+    }
+}
+
+fn check_slot(path: &Path, expected: Slot, found: Slot) -> Result<(), LayersError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(LayersError::Mismatch {
+        path: path.to_owned(),
+        expected: format!("slot {expected}"),
+        found: format!("slot {found}"),
+    })
+}
+
+fn map(path: &Path) -> Result<peel_index::Bytes, LayersError> {
+    let file = File::open(path).map_err(LayersError::io("open", path))?;
+    // SAFETY: files below layers/ and trees/ are written aside and renamed into place, after which
+    // peel never writes to them; the directory is writable by peel's user alone.
+    #[expect(unsafe_code, reason = "an index is used in place; see the module's invariant")]
+    let map = unsafe { Mmap::map(&file) }.map_err(LayersError::io("map", path))?;
+    Ok(Arc::new(map))
+}
+
+fn temporary(dir: &Path) -> Result<tempfile::NamedTempFile, LayersError> {
+    tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(LayersError::io("create", dir))
+}
+
+fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), LayersError> {
+    file.as_file().sync_all().map_err(LayersError::io("sync", path))?;
+    file.persist(path).map_err(|e| LayersError::io("rename to", path)(e.error))?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    File::open(dir).and_then(|d| d.sync_all()).map_err(LayersError::io("sync", dir))
+}
+
+fn write_atomically(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), LayersError> {
+    let mut file = temporary(dir)?;
+    file.write_all(bytes).map_err(LayersError::io("write", path))?;
+    persist(file, path)
+}
+
+fn remove(path: &Path) -> Result<u64, LayersError> {
+    match fs::symlink_metadata(path).and_then(|m| fs::remove_file(path).map(|()| m.len())) {
+        Ok(len) => Ok(len),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(LayersError::io("remove", path)(e)),
+    }
+}

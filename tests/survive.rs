@@ -1,0 +1,150 @@
+//! A worker that is killed, and a daemon that is stopped and started.
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use peel_index::Digest;
+use serde_json::json;
+use support::{
+    Peel, can_mount, eventually,
+    image::{Layer, Layout, noise},
+    output, run, walk,
+};
+
+fn image(peel: &Peel) -> String {
+    let mut layout = Layout::new(peel.path("layout"));
+    let mut layer = Layer::new();
+    for n in 0..300 {
+        layer = layer.file(&format!("d{}/f{n}", n % 20), 0o644, noise(n, 40_000));
+    }
+    layout.image("v1", vec![layer.file("big", 0o644, noise(99, 8 << 20))], json!({}));
+    layout.reference("v1")
+}
+
+/// A digest over names and contents.
+fn digest(dir: &Path) -> Result<Digest, std::io::Error> {
+    let mut files: Vec<_> = walk(dir).collect();
+    files.sort();
+    let mut hasher = peel_index::Hasher::new(peel_index::Algorithm::Sha256);
+    for file in files {
+        hasher.update(file.as_os_str().as_encoded_bytes());
+        if file.symlink_metadata()?.is_file() {
+            hasher.update(&fs::read(file)?);
+        }
+    }
+    Ok(hasher.finish())
+}
+
+fn drop_caches() {
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");
+}
+
+#[test]
+fn a_killed_worker_is_a_pause_and_not_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let reference = image(&peel);
+    peel.peel(["mount", &reference, "m"]).ok();
+    peel.peel(["mount", "--rw", &reference, "rw"]).ok();
+    let expected = digest(&peel.path("m")).expect("read");
+    let keeper = peel.json(["status", "--json"])["keeper"]["pid"].clone();
+
+    let done = AtomicBool::new(false);
+    let rounds = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for mount in ["m", "rw"] {
+            let (peel, done, rounds) = (&peel, &done, &rounds);
+            scope.spawn(move || {
+                while !done.load(Ordering::SeqCst) {
+                    // As a user would: other programs, with caches dropped under them
+                    let found = output(Command::new("find").arg(peel.path(mount)).arg("-ls"));
+                    assert!(found.status.success() && found.stderr.is_empty(), "{found:?}");
+                    let cat = "cat big d*/f* | sha256sum";
+                    let read =
+                        run(Command::new("sh").args(["-c", cat]).current_dir(peel.path(mount)));
+                    assert_eq!(read.stderr, "", "no reader sees an error");
+                    assert_eq!(read.code, Some(0));
+                    drop_caches();
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        for kill in 1..=5_u64 {
+            thread::sleep(Duration::from_millis(150));
+            let worker = peel.json(["status", "--json"])["worker"]["pid"].as_i64().expect("pid");
+            let pid = rustix::process::Pid::from_raw(worker.try_into().expect("pid")).expect("pid");
+            drop_caches();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+            eventually("another worker answers", || {
+                let status = peel.peel(["status", "--json"]);
+                let text: serde_json::Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+                text["restarts"].as_u64() >= Some(kill) && text["worker"]["pid"] != json!(worker)
+            });
+        }
+        let before = rounds.load(Ordering::SeqCst);
+        eventually("reading goes on", || rounds.load(Ordering::SeqCst) >= before + 2);
+        done.store(true, Ordering::SeqCst);
+    });
+    drop_caches();
+    assert_eq!(digest(&peel.path("m")).expect("read"), expected);
+    let status = peel.json(["status", "--json"]);
+    assert_eq!(status["keeper"]["pid"], keeper);
+    assert_eq!(status["mounts"], 2);
+}
+
+#[test]
+fn stop_refuses_what_is_in_use_and_a_new_daemon_goes_on_from_disk() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let reference = image(&peel);
+    peel.peel(["mount", "--rw", &reference, "m"]).ok();
+    fs::write(peel.path("m/written"), "by hand").expect("write");
+    let held = fs::File::open(peel.path("m/big")).expect("open");
+    let refused = peel.peel(["daemon", "stop"]).fails(4);
+    assert!(refused.contains("--force"), "{refused}");
+    drop(held);
+    peel.peel(["daemon", "stop"]).ok();
+    assert!(!peel.path("m/big").exists());
+    let down = peel.peel(["status"]).fails(3);
+    assert!(down.contains("no daemon runs"), "{down}");
+    peel.peel(["daemon", "stop"]).ok();
+    let lower = peel.state().join("lower");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    assert!(!mounts.contains(lower.to_str().expect("text")), "the lower is unmounted");
+
+    let images = peel.json(["images", "--json"]);
+    assert_eq!(images[0]["name"], reference);
+    let resumed = peel.peel(["mount", "--rw", &reference, "m"]);
+    assert!(resumed.stderr.contains("snapshot m resumed"), "{resumed:?}");
+    assert_eq!(fs::read(peel.path("m/written")).expect("read"), b"by hand");
+}
+
+#[test]
+fn a_foreground_daemon_serves_on_its_own_socket_until_it_is_told_to_end() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let socket = peel.path("own.sock");
+    let socket = socket.to_str().expect("text");
+    let mut daemon = peel.command().args(["daemon", "--socket", socket]).spawn().expect("daemon");
+    eventually("it answers", || peel.peel(["--socket", socket, "status"]).code == Some(0));
+    let status = peel.json(["--socket", socket, "status", "--json"]);
+    assert_eq!(status["keeper"]["pid"], daemon.id());
+    let second = run(peel.command().args(["daemon"]));
+    assert!(second.fails(4).contains("runs already"));
+    peel.peel(["--socket", socket, "daemon", "stop"]).ok();
+    assert!(daemon.wait().expect("wait").success());
+}
