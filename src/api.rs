@@ -5,7 +5,11 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::failure::{Class, Failure};
 
-#[expect(missing_docs, unused_qualifications, reason = "generated; the proto file has the documentation")]
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    reason = "generated; the proto file has the documentation"
+)]
 #[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
 mod generated {
     tonic::include_proto!("peel.v1");

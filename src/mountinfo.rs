@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn lines() {
-        let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw\n\
+        let text =
+            b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw\n\
             40 27 0:31 / /run/peel/lower ro - fuse.peel peel ro,user_id=0\n\
             broken line\n\n\
             41 27 0:32 / /a\\134b rw - overlay overlay rw,upperdir=/x\n";

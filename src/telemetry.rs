@@ -30,11 +30,11 @@ pub fn open_log(path: &Path) -> io::Result<File> {
 /// # Errors
 /// Where the filter is none, or a subscriber is there already.
 pub fn init(log: File, filter: &str, stderr: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let filter = EnvFilter::try_new(filter)?;
+    // fuser reports replies that the kernel no longer wants as errors of its own
+    let filter = EnvFilter::try_new(format!("fuser=off,{filter}"))?;
     let file = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Mutex::new(log));
-    let stderr = stderr.then(|| {
-        tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr).boxed()
-    });
+    let stderr = stderr
+        .then(|| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr).boxed());
     tracing_subscriber::registry().with(filter).with(file).with(stderr).try_init()?;
     Ok(())
 }

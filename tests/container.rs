@@ -37,7 +37,11 @@ fn image(peel: &Peel) -> String {
 
 /// runc with a state directory of its own.
 fn runc(peel: &Peel, args: &[&str]) -> Ran {
-    run(Command::new("runc").arg("--root").arg(peel.path("runc")).args(args).current_dir(peel.dir()))
+    run(Command::new("runc")
+        .arg("--root")
+        .arg(peel.path("runc"))
+        .args(args)
+        .current_dir(peel.dir()))
 }
 
 fn find(dir: &Path, name: &str) -> std::path::PathBuf {

@@ -28,10 +28,11 @@ fn sample(peel: &Peel) -> Layout {
         .file("big", 0o644, noise(1, 5 << 20))
         .hard_link("big2", "big")
         .symlink("link", "a/kept");
-    let upper = Layer::new()
-        .whiteout("a/hidden")
-        .file("opaque/.wh..wh..opq", 0o644, "")
-        .file("opaque/new", 0o4755, "new");
+    let upper = Layer::new().whiteout("a/hidden").file("opaque/.wh..wh..opq", 0o644, "").file(
+        "opaque/new",
+        0o4755,
+        "new",
+    );
     layout.image("v1", vec![lower, upper], json!({ "Cmd": ["/bin/true"] }));
     layout
 }
@@ -219,4 +220,21 @@ fn layers_are_shared_and_removed_with_their_last_image() {
     peel.peel(["umount", "m2"]).ok();
     peel.peel(["rm", &two]).ok();
     assert_eq!(walk(&peel.root().join("layers")).count(), 0);
+}
+
+#[test]
+fn paths_with_the_separators_of_mount_options() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::named("peel:a,b=c\\ d-");
+    // A reference to a layout ends its directory at a colon
+    let plain = Peel::new();
+    let reference = sample(&plain).reference("v1");
+    peel.peel(["mount", "--rw", &reference, "m:x,y"]).ok();
+    fs::write(peel.path("m:x,y/new"), "written").expect("write");
+    assert_eq!(fs::read(peel.path("m:x,y/a/kept")).expect("read"), b"kept");
+    let mounts = peel.json(["mounts", "--json"]);
+    assert_eq!(mounts[0]["live"], true);
+    peel.peel(["umount", "--rm", "m:x,y"]).ok();
 }

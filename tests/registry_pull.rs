@@ -24,7 +24,8 @@ struct Registry {
 impl Registry {
     fn start(peel: &Peel) -> Self {
         // A port that was free a moment ago
-        let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("addr").port();
+        let port =
+            TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("addr").port();
         let host = format!("127.0.0.1:{port}");
         let config = peel.path("registry.yml");
         let text = format!(
@@ -46,7 +47,8 @@ impl Registry {
 
     fn push(&self, from: &str, name: &str) {
         let to = format!("docker://{}/{name}", self.host);
-        run(Command::new("skopeo").args(["copy", "--all", "--dest-tls-verify=false", from, &to])).ok();
+        run(Command::new("skopeo").args(["copy", "--all", "--dest-tls-verify=false", from, &to]))
+            .ok();
     }
 }
 
@@ -135,7 +137,8 @@ fn a_multi_platform_index_gives_the_platform_asked_for() {
         layout.image("part", vec![Layer::new().file("arch", 0o644, arch)], json!({}));
         let index = fs::read(layout.dir.join("index.json")).expect("read");
         let index: serde_json::Value = serde_json::from_slice(&index).expect("JSON");
-        let mut entry = index["manifests"].as_array().and_then(|m| m.last()).expect("entry").clone();
+        let mut entry =
+            index["manifests"].as_array().and_then(|m| m.last()).expect("entry").clone();
         entry["platform"] = json!({ "os": "linux", "architecture": arch });
         entry.as_object_mut().expect("object").remove("annotations");
         entries.push(entry);

@@ -87,7 +87,8 @@ fn a_killed_worker_is_a_pause_and_not_an_error() {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
             eventually("another worker answers", || {
                 let status = peel.peel(["status", "--json"]);
-                let text: serde_json::Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+                let text: serde_json::Value =
+                    serde_json::from_str(&status.stdout).unwrap_or_default();
                 text["restarts"].as_u64() >= Some(kill) && text["worker"]["pid"] != json!(worker)
             });
         }
@@ -147,4 +148,43 @@ fn a_foreground_daemon_serves_on_its_own_socket_until_it_is_told_to_end() {
     assert!(second.fails(4).contains("runs already"));
     peel.peel(["--socket", socket, "daemon", "stop"]).ok();
     assert!(daemon.wait().expect("wait").success());
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_for_its_readers_and_one_line_in_the_log() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let reference = image(&peel);
+    peel.peel(["mount", &reference, "m"]).ok();
+    let inspected = peel.json(["inspect", &reference]);
+    let layer = &inspected["layers"][0];
+    let digest = layer["digest"].as_str().expect("digest").replacen(':', "/", 1);
+    let blob = peel.root().join("content/blobs").join(digest);
+    let bytes = fs::read(&blob).expect("read");
+    let file = fs::File::options().write(true).open(&blob).expect("open");
+    let middle = bytes.len() / 2;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[bytes[middle] ^ 4], middle as u64)
+        .expect("write");
+
+    let mut failed = 0;
+    for path in walk(&peel.path("m")).filter(|path| path.is_file()) {
+        match fs::read(&path) {
+            Ok(found) => {
+                let name = path.file_name().expect("name").to_str().expect("text");
+                let seed = name.strip_prefix('f').map_or(99, |n| n.parse().expect("number"));
+                assert!(found == noise(seed, found.len()), "wrong bytes in {name}");
+            }
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0, "the damaged span is in some file");
+    let log = peel.peel(["logs"]).ok();
+    let told = log.lines().find(|line| line.contains("ERROR") && line.contains("blake3"));
+    let told = told.unwrap_or_else(|| panic!("nothing in the log: {log}"));
+    assert!(told.contains(layer["diff_id"].as_str().expect("digest")), "{told}");
 }

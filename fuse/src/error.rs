@@ -132,26 +132,12 @@ mod tests {
     #[test]
     fn causes_do_not_leak_their_errno() {
         let cause = std::io::Error::from_raw_os_error(libc::ENOSPC);
-        let source = ReadError::Io {
-            layer: slot(),
-            source: cause,
-        };
-        let error = Error::Read {
-            ino: 0x3_0000_0007,
-            offset: 4096,
-            len: 512,
-            source,
-        };
+        let source = ReadError::Io { layer: slot(), source: cause };
+        let error = Error::Read { ino: 0x3_0000_0007, offset: 4096, len: 512, source };
         assert_eq!((error.errno(), error.level()), (libc::EIO, Level::ERROR));
         let text = error.to_string();
-        assert_eq!(
-            text,
-            "reading 512 bytes at 4096 of inode 0x300000007 failed"
-        );
-        let chain = error
-            .source()
-            .and_then(|e| e.source())
-            .expect("the cause is kept");
+        assert_eq!(text, "reading 512 bytes at 4096 of inode 0x300000007 failed");
+        let chain = error.source().and_then(|e| e.source()).expect("the cause is kept");
         assert!(chain.to_string().contains("os error 28"));
     }
 
@@ -160,14 +146,7 @@ mod tests {
         for error in [Error::NotFound, Error::NoXattr, Error::NotProvided] {
             assert_eq!(error.level(), Level::TRACE);
         }
-        let missing = Error::Dangling {
-            ino: 1,
-            layer: slot(),
-            number: 9,
-        };
-        assert_eq!(
-            (missing.errno(), missing.level()),
-            (libc::EIO, Level::ERROR)
-        );
+        let missing = Error::Dangling { ino: 1, layer: slot(), number: 9 };
+        assert_eq!((missing.errno(), missing.level()), (libc::EIO, Level::ERROR));
     }
 }

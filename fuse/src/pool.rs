@@ -47,10 +47,7 @@ impl<J: Send + 'static> Pool<J> {
         work: impl Fn(J, &mut Vec<u8>) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue {
-                jobs: VecDeque::new(),
-                closed: false,
-            }),
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false }),
             job: Condvar::new(),
             room: Condvar::new(),
         });
@@ -69,11 +66,7 @@ impl<J: Send + 'static> Pool<J> {
     pub(crate) fn submit(&self, job: J) {
         let mut queue = self.shared.lock();
         while queue.jobs.len() >= QUEUE_LIMIT {
-            queue = self
-                .shared
-                .room
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         queue.jobs.push_back(job);
         drop(queue);
@@ -148,9 +141,8 @@ mod tests {
         let work = move |n: u32, _: &mut Vec<u8>| sender.send(n).expect("receiver lives");
         let pool = Pool::start(4, work).expect("threads");
         (0..1000).for_each(|n| pool.submit(n));
-        let mut got: Vec<_> = (0..1000)
-            .map(|_| results.recv_timeout(SOON).expect("a result"))
-            .collect();
+        let mut got: Vec<_> =
+            (0..1000).map(|_| results.recv_timeout(SOON).expect("a result")).collect();
         got.sort_unstable();
         assert!(got.into_iter().eq(0..1000));
     }
@@ -218,9 +210,6 @@ mod tests {
         let pool = Pool::start(1, work).expect("threads");
         (0..10).for_each(|n| pool.submit(n));
         drop(pool);
-        assert!(
-            results.iter().eq(0..10),
-            "then the sender is gone with its thread"
-        );
+        assert!(results.iter().eq(0..10), "then the sender is gone with its thread");
     }
 }

@@ -66,7 +66,9 @@ pub enum DigestError {
     #[error("unknown digest algorithm: expected sha256 or sha512, found: {0:?}")]
     Algorithm(String),
     /// The hexadecimal part has the wrong length or a wrong character.
-    #[error("malformed {algorithm} digest: expected {expected} lower-case hex digits, found: {found:?}")]
+    #[error(
+        "malformed {algorithm} digest: expected {expected} lower-case hex digits, found: {found:?}"
+    )]
     Hex {
         /// The algorithm named before the colon.
         algorithm: &'static str,

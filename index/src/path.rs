@@ -28,11 +28,7 @@ pub(crate) fn clean(path: &[u8]) -> CleanPath<'_> {
         }
     }
     let is_absolute = path.first() == Some(&b'/');
-    CleanPath {
-        is_absolute,
-        ups: if is_absolute { 0 } else { ups },
-        names,
-    }
+    CleanPath { is_absolute, ups: if is_absolute { 0 } else { ups }, names }
 }
 
 #[cfg(test)]
@@ -57,15 +53,7 @@ mod tests {
         ];
         for (path, is_absolute, ups, names) in table {
             let names = names.iter().map(|name| name.as_bytes()).collect();
-            assert_eq!(
-                clean(path.as_bytes()),
-                CleanPath {
-                    is_absolute,
-                    ups,
-                    names
-                },
-                "{path}"
-            );
+            assert_eq!(clean(path.as_bytes()), CleanPath { is_absolute, ups, names }, "{path}");
         }
     }
 }

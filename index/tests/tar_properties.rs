@@ -42,13 +42,7 @@ fn item() -> impl Strategy<Value = Item> {
         1 => any::<u8>().prop_map(Shape::Text),
     ];
     (path, typeflag, 0..3000_u16, records, shape).prop_map(
-        |(path, typeflag, size, records, shape)| Item {
-            path,
-            typeflag,
-            size,
-            records,
-            shape,
-        },
+        |(path, typeflag, size, records, shape)| Item { path, typeflag, size, records, shape },
     )
 }
 
@@ -66,11 +60,7 @@ fn encode(item: &Item) -> Vec<u8> {
     let mut records = item.records.clone();
     if let Shape::Text(runs) = item.shape {
         let size = (u32::from(runs) * 1024).to_string().into_bytes();
-        let sparse = [
-            ("major", b"1".to_vec()),
-            ("minor", b"0".to_vec()),
-            ("realsize", size),
-        ];
+        let sparse = [("major", b"1".to_vec()), ("minor", b"0".to_vec()), ("realsize", size)];
         records.extend(sparse.map(|(name, value)| (format!("GNU.sparse.{name}"), value)));
     }
     if item.path.len() > 100 {
@@ -91,9 +81,7 @@ fn encode(item: &Item) -> Vec<u8> {
         }
         Shape::OldGnu(runs) => {
             let runs = usize::from(runs);
-            let slots: Vec<u8> = (0..runs)
-                .flat_map(|index| slot(index * 1024, 512))
-                .collect();
+            let slots: Vec<u8> = (0..runs).flat_map(|index| slot(index * 1024, 512)).collect();
             let (first, rest) = slots.split_at(slots.len().min(96));
             bytes.extend(block(b'S', &item.path, runs * 512, |block| {
                 block[257..265].copy_from_slice(b"ustar  \0");
@@ -252,10 +240,7 @@ fn cut_anywhere() {
         path: vec![b'p'; 150],
         typeflag,
         size,
-        records: records
-            .iter()
-            .map(|(key, value)| (key.to_string(), value.to_vec()))
-            .collect(),
+        records: records.iter().map(|(key, value)| (key.to_string(), value.to_vec())).collect(),
         shape,
     };
     let items = [
@@ -281,17 +266,9 @@ fn cut_anywhere() {
         let complete = cut == 0 || ends.contains(&cut) || (ends[0] - 324..ends[0]).contains(&cut);
         match result {
             Ok(()) => assert!(complete, "cut at {cut}"),
-            Err(TarError::Truncated {
-                offset,
-                expected,
-                found,
-                ..
-            }) => {
+            Err(TarError::Truncated { offset, expected, found, .. }) => {
                 assert!(!complete, "cut at {cut}");
-                assert!(
-                    found < expected && offset + found <= cut as u64,
-                    "cut at {cut}"
-                );
+                assert!(found < expected && offset + found <= cut as u64, "cut at {cut}");
             }
             Err(error) => panic!("cut at {cut}: {error}"),
         }

@@ -147,7 +147,8 @@ def node(debian, layout, work):
     app.mkdir(parents=True)
     (app / "package.json").write_text(json.dumps({"name": "app", "private": True}))
     (app / "main.js").write_text(MAIN_JS)
-    run("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retry-maxtimeout=10000",
+    run("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error",
+        "--fetch-retry-maxtimeout=10000",
         "--cache", work / "npm-cache", *NPM_PACKAGES, cwd=app)
     layout.add_tree(tree, ["opt/app"], "npm install", options=["--owner=0", "--group=0"])
     cleanup = work / "cleanup"

@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn every_form_of_a_user() {
-        let table: &[(&str, (u32, u32, &[u32]))] = &[
+        type Row = (&'static str, (u32, u32, &'static [u32]));
+        let table: &[Row] = &[
             ("", (0, 0, &[0, 10])),
             ("root", (0, 0, &[0, 10])),
             ("0", (0, 0, &[0, 10])),

@@ -186,7 +186,8 @@ pub(super) async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, Fa
     fs::create_dir_all(&runs)
         .map_err(|e| Failure::io(&e, format!("cannot create {}: {e}", runs.display())))?;
     if !is_plain_name(&name) {
-        let message = format!("malformed name: expected letters, digits, '_', '.', '-', found: {name:?}");
+        let message =
+            format!("malformed name: expected letters, digits, '_', '.', '-', found: {name:?}");
         return Err(Failure::new(Class::Usage, message));
     }
     let bundle = runs.join(&name);
@@ -219,8 +220,11 @@ fn require_runc() -> Result<(), Failure> {
     if std::env::split_paths(&path).any(|dir| dir.join("runc").is_file()) {
         return Ok(());
     }
-    Err(Failure::new(Class::Unavailable, "runc is missing: expected it in one of PATH's directories")
-        .hint("install it, on Debian with: apt install runc"))
+    Err(Failure::new(
+        Class::Unavailable,
+        "runc is missing: expected it in one of PATH's directories",
+    )
+    .hint("install it, on Debian with: apt install runc"))
 }
 
 fn spawn(bundle: &Path, name: &str, input: bool) -> io::Result<Child> {

@@ -38,7 +38,10 @@ pub(super) fn json(value: &serde_json::Value) -> Result<(), Failure> {
 }
 
 /// Prints rows under a header, columns as wide as they need to be.
-pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> Result<(), Failure> {
+pub(super) fn table<const N: usize>(
+    header: [&str; N],
+    rows: &[[String; N]],
+) -> Result<(), Failure> {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].len()]).max().unwrap_or_default()

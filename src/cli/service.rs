@@ -46,10 +46,8 @@ pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure>
         )
         .hint("most commands start one; peel daemon runs it in the foreground"));
     };
-    let answer = tokio::time::timeout(
-        Duration::from_secs(10),
-        client.status(api::StatusRequest {}),
-    );
+    let answer =
+        tokio::time::timeout(Duration::from_secs(10), client.status(api::StatusRequest {}));
     let Ok(answer) = answer.await else {
         let keeper = client::keeper_status(&context.paths).unwrap_or_default();
         let message = format!("the worker does not answer; the keeper says: {keeper}");

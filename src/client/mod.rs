@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 pub use start::keeper_status;
 
 use crate::{
-    api::peel_client::PeelClient,
+    api::{StatusRequest, StatusResponse, peel_client::PeelClient},
     failure::{Class, Failure},
     paths::Paths,
 };
@@ -69,8 +69,29 @@ fn is_nobody_there(error: &std::io::Error) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused)
 }
 
+/// What a worker that died just now may take to be replaced.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+
+/// The daemon's status; asked again where the connection broke, as it does when a worker dies.
+async fn ask_status(client: &mut Client) -> Result<StatusResponse, Failure> {
+    let deadline = tokio::time::Instant::now() + RESTART_LIMIT;
+    loop {
+        match client.status(StatusRequest {}).await {
+            Ok(status) => return Ok(status.into_inner()),
+            // Not the daemon's own word: its failures of this class do not concern its status
+            Err(broken)
+                if broken.code() == tonic::Code::Unavailable
+                    && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(POLL).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 async fn check_root(mut client: Client, paths: &Paths) -> Result<Client, Failure> {
-    let status = client.status(crate::api::StatusRequest {}).await?.into_inner();
+    let status = ask_status(&mut client).await?;
     let found = bytes_path(&status.root);
     if found != paths.root() {
         let message = format!(

@@ -62,7 +62,8 @@ fn perform_one(mount: &MountSpec, target: &Path) -> Result<(), MountError> {
     match &mount.spec {
         Some(Spec::Bind(bind)) => {
             let source = Path::new(OsStr::from_bytes(&bind.source));
-            mount_bind(source, target).map_err(MountError::of("bind the image's tree to", target))?;
+            mount_bind(source, target)
+                .map_err(MountError::of("bind the image's tree to", target))?;
             let mut flags = MountFlags::BIND;
             flags.set(MountFlags::RDONLY, mount.read_only);
             flags.set(MountFlags::NOSUID, mount.nosuid);

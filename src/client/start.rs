@@ -3,7 +3,9 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::{fs::DirBuilderExt as _, net::UnixStream as StdUnixStream, process::CommandExt as _},
+    os::unix::{
+        fs::DirBuilderExt as _, net::UnixStream as StdUnixStream, process::CommandExt as _,
+    },
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -11,7 +13,7 @@ use std::{
 
 use rustix::fs::FlockOperation;
 
-use super::{Client, POLL, StartOptions, connect};
+use super::{Client, POLL, StartOptions, ask_status, connect};
 use crate::{
     failure::{Class, Failure},
     paths::Paths,
@@ -49,7 +51,7 @@ pub(super) async fn start(paths: &Paths, options: &StartOptions) -> Result<Clien
     let deadline = tokio::time::Instant::now() + START_LIMIT;
     loop {
         if let Some(mut client) = connect(paths).await? {
-            client.status(crate::api::StatusRequest {}).await?;
+            ask_status(&mut client).await?;
             return Ok(client);
         }
         let ended = child.try_wait().ok().flatten();
@@ -105,8 +107,7 @@ fn told_by(log: &Path, before: u64) -> Failure {
         Ok(_) => last("error: ").unwrap_or_else(|| "it gave no reason".to_owned()),
         Err(e) => format!("its log cannot be read: {e}"),
     };
-    let failure =
-        Failure::new(Class::Unavailable, format!("the daemon did not start: {message}"));
+    let failure = Failure::new(Class::Unavailable, format!("the daemon did not start: {message}"));
     match last("hint: ") {
         Some(hint) => failure.hint(hint),
         None => failure.hint(format!("see its log: {}", log.display())),

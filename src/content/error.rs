@@ -34,7 +34,7 @@ pub enum ContentError {
     #[error("blob {digest} is missing: expected at {}", path.display())]
     Missing {
         /// The blob.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Where it should be.
         path: PathBuf,
     },
@@ -44,9 +44,9 @@ pub enum ContentError {
         /// The file, or where it was being written.
         path: PathBuf,
         /// The digest it should have.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest it has.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// The number of bytes is not the one that the descriptor names.
     #[error("wrong size of {}: expected {expected} bytes, found {found}", path.display())]
@@ -138,10 +138,7 @@ impl ContentError {
 
     /// Whether bytes are damaged or are not what they are said to be.
     pub fn is_bad_data(&self) -> bool {
-        matches!(
-            self,
-            Self::Digest { .. } | Self::Size { .. } | Self::TooLarge { .. }
-        )
+        matches!(self, Self::Digest { .. } | Self::Size { .. } | Self::TooLarge { .. })
     }
 
     /// Turns an I/O error on `path` into this error.
@@ -150,19 +147,12 @@ impl ContentError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 }
 
 fn needed_bytes(needed: Option<u64>) -> String {
-    needed.map_or_else(
-        || "needed more".to_owned(),
-        |bytes| format!("needed {bytes} bytes"),
-    )
+    needed.map_or_else(|| "needed more".to_owned(), |bytes| format!("needed {bytes} bytes"))
 }
 
 fn names(found: &[String]) -> String {

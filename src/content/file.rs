@@ -32,10 +32,7 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, u64), ContentError> {
             kind if kind.is_fifo() => "a fifo",
             _ => "a device",
         };
-        return Err(ContentError::NotAFile {
-            path: path.to_owned(),
-            found,
-        });
+        return Err(ContentError::NotAFile { path: path.to_owned(), found });
     }
     Ok((file, metadata.len()))
 }
@@ -43,11 +40,7 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, u64), ContentError> {
 /// Reads a whole file of at most `max` bytes.
 pub(super) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ContentError> {
     let (file, len) = open_regular(path)?;
-    let too_large = |found| ContentError::TooLarge {
-        path: path.to_owned(),
-        limit: max,
-        found,
-    };
+    let too_large = |found| ContentError::TooLarge { path: path.to_owned(), limit: max, found };
     if len > max {
         return Err(too_large(len));
     }
@@ -76,8 +69,8 @@ pub(super) fn read_verified(
     if found != *digest {
         return Err(ContentError::Digest {
             path: path.to_owned(),
-            expected: *digest,
-            found,
+            expected: (*digest).into(),
+            found: found.into(),
         });
     }
     Ok(bytes)
@@ -116,9 +109,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), ContentError> {
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), ContentError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(ContentError::io("sync", dir))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(ContentError::io("sync", dir))
 }
 
 /// The error of a write: a full disk with the figures, else the plain one.
@@ -130,19 +121,11 @@ pub(super) fn space_or_io(
 ) -> ContentError {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     if !matches!(source.kind(), StorageFull | QuotaExceeded) {
-        return ContentError::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        };
+        return ContentError::Io { action, path: path.to_owned(), source };
     }
     let dir = path.parent().unwrap_or(path);
     let available = available(dir).unwrap_or(0);
-    ContentError::NoSpace {
-        path: dir.to_owned(),
-        needed,
-        available,
-    }
+    ContentError::NoSpace { path: dir.to_owned(), needed, available }
 }
 
 /// Bytes that may still be written where `dir` is; `None` where the file system does not say.

@@ -28,10 +28,7 @@ pub struct Expected {
 
 impl From<&Descriptor> for Expected {
     fn from(descriptor: &Descriptor) -> Self {
-        Self {
-            digest: Some(descriptor.digest),
-            size: Some(descriptor.size),
-        }
+        Self { digest: Some(descriptor.digest), size: Some(descriptor.size) }
     }
 }
 
@@ -51,52 +48,30 @@ pub struct Ingest {
 impl Ingest {
     pub(super) fn begin(root: &Path, key: &str, expected: Expected) -> Result<Self, ContentError> {
         // Any text is a key, and no key leaves the directory
-        let dir = root
-            .join("ingest")
-            .join(Digest::sha256(key.as_bytes()).hex());
+        let dir = root.join("ingest").join(Digest::sha256(key.as_bytes()).hex());
         if let (Some(needed), Some(available)) = (expected.size, available(root))
             && needed > available
         {
             let path = root.to_owned();
-            return Err(ContentError::NoSpace {
-                path,
-                needed: Some(needed),
-                available,
-            });
+            return Err(ContentError::NoSpace { path, needed: Some(needed), available });
         }
         fs::create_dir(&dir).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => ContentError::Busy {
-                key: key.to_owned(),
-            },
+            io::ErrorKind::AlreadyExists => ContentError::Busy { key: key.to_owned() },
             _ => space_or_io(e, "create", &dir, expected.size),
         })?;
         // From here on the directory is this ingest's, to be removed again on failure
         let data = dir.join("data");
         let open = || {
             fs::write(dir.join("ref"), key)?;
-            File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&data)
+            File::options().read(true).write(true).create_new(true).open(&data)
         };
         let file = open().map_err(|e| {
             drop(fs::remove_dir_all(&dir));
             space_or_io(e, "create", &data, expected.size)
         })?;
-        let algorithm = expected
-            .digest
-            .map_or(Algorithm::Sha256, |digest| digest.algorithm());
+        let algorithm = expected.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let hasher = Some(Hasher::new(algorithm));
-        Ok(Self {
-            root: root.to_owned(),
-            dir,
-            data,
-            file,
-            expected,
-            written: 0,
-            hasher,
-        })
+        Ok(Self { root: root.to_owned(), dir, data, file, expected, written: 0, hasher })
     }
 
     /// Leaves the hashing to the caller, who sees the same bytes and has to end with
@@ -113,17 +88,10 @@ impl Ingest {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ContentError> {
         let total = self.written.saturating_add(bytes.len() as u64);
         if let Some(expected) = self.expected.size.filter(|size| total > *size) {
-            return Err(ContentError::Size {
-                path: self.data.clone(),
-                expected,
-                found: total,
-            });
+            return Err(ContentError::Size { path: self.data.clone(), expected, found: total });
         }
         self.file.write_all(bytes).map_err(|e| {
-            let needed = self
-                .expected
-                .size
-                .map(|size| size.saturating_sub(self.written));
+            let needed = self.expected.size.map(|size| size.saturating_sub(self.written));
             space_or_io(e, "write", &self.data, needed)
         })?;
         if let Some(hasher) = &mut self.hasher {
@@ -143,10 +111,7 @@ impl Ingest {
         let found = match self.hasher.take() {
             Some(hasher) => hasher.finish(),
             None => {
-                let algorithm = self
-                    .expected
-                    .digest
-                    .map_or(Algorithm::Sha256, |d| d.algorithm());
+                let algorithm = self.expected.digest.map_or(Algorithm::Sha256, |d| d.algorithm());
                 self.file
                     .rewind()
                     .and_then(|()| hash(&self.file, Hasher::new(algorithm)))
@@ -173,11 +138,7 @@ impl Ingest {
     fn finish(self, found: Digest) -> Result<BlobInfo, ContentError> {
         if let Some(expected) = self.expected.size.filter(|size| *size != self.written) {
             let (path, found) = (self.data.clone(), self.written);
-            return Err(ContentError::Size {
-                path,
-                expected,
-                found,
-            });
+            return Err(ContentError::Size { path, expected, found });
         }
         if let Some(expected) = self.expected.digest.filter(|digest| *digest != found) {
             return Err(self.wrong_digest(expected, found));
@@ -191,17 +152,14 @@ impl Ingest {
         // Over an older one as well: that is how a damaged blob is repaired
         fs::rename(&self.data, &target).map_err(|e| space_or_io(e, "create", &target, None))?;
         sync_dir(target.parent().unwrap_or(&self.root))?;
-        Ok(BlobInfo {
-            digest: found,
-            size: self.written,
-        })
+        Ok(BlobInfo { digest: found, size: self.written })
     }
 
     fn wrong_digest(&self, expected: Digest, found: Digest) -> ContentError {
         ContentError::Digest {
             path: self.data.clone(),
-            expected,
-            found,
+            expected: expected.into(),
+            found: found.into(),
         }
     }
 }

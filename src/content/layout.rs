@@ -50,10 +50,7 @@ impl OciLayout {
         })?;
         let index = ImageIndex::parse(Digest::sha256(&bytes), &bytes)
             .map_err(|source| ContentError::Index { path, source })?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            entries: index.manifests,
-        })
+        Ok(Self { dir: dir.to_owned(), entries: index.manifests })
     }
 
     /// Checks that `dir` says it is a layout of a version that peel knows.
@@ -81,11 +78,7 @@ impl OciLayout {
         if version.starts_with("1.") {
             return Ok(());
         }
-        Err(not_a_layout(
-            dir,
-            "version 1",
-            &format!("version {version:?}"),
-        ))
+        Err(not_a_layout(dir, "version 1", &format!("version {version:?}")))
     }
 
     /// The directory.
@@ -106,32 +99,21 @@ impl OciLayout {
         tag: Option<&str>,
         platform: &Platform,
     ) -> Result<&Descriptor, ContentError> {
-        let wanted: Vec<_> = self
-            .entries
-            .iter()
-            .filter(|entry| tag.is_none() || name(entry) == tag)
-            .collect();
+        let wanted: Vec<_> =
+            self.entries.iter().filter(|entry| tag.is_none() || name(entry) == tag).collect();
         if let [only] = wanted[..] {
             return Ok(only);
         }
         let path = self.dir.clone();
         if wanted.is_empty() {
             return Err(match tag {
-                Some(tag) => ContentError::NoTag {
-                    path,
-                    tag: tag.to_owned(),
-                    found: self.tags(),
-                },
+                Some(tag) => ContentError::NoTag { path, tag: tag.to_owned(), found: self.tags() },
                 None => not_a_layout(&path, "an image in its index.json", "none"),
             });
         }
         let one_name = wanted.windows(2).all(|pair| name(pair[0]) == name(pair[1]));
-        let suits = |entry: &&Descriptor| {
-            entry
-                .platform
-                .as_ref()
-                .and_then(|found| platform.rank(found))
-        };
+        let suits =
+            |entry: &&Descriptor| entry.platform.as_ref().and_then(|found| platform.rank(found));
         wanted
             .iter()
             .copied()
@@ -151,11 +133,7 @@ impl OciLayout {
             open_regular(&path).map_err(|error| missing(error, &descriptor.digest))?;
         let expected = descriptor.size;
         if found != expected {
-            return Err(ContentError::Size {
-                path,
-                expected,
-                found,
-            });
+            return Err(ContentError::Size { path, expected, found });
         }
         Ok(file)
     }
@@ -167,22 +145,13 @@ impl OciLayout {
         let bytes = read_verified(&path, digest, max).map_err(|error| missing(error, digest))?;
         let (expected, found) = (descriptor.size, bytes.len() as u64);
         if found != expected {
-            return Err(ContentError::Size {
-                path,
-                expected,
-                found,
-            });
+            return Err(ContentError::Size { path, expected, found });
         }
         Ok(bytes)
     }
 
     fn tags(&self) -> Vec<String> {
-        let mut tags: Vec<_> = self
-            .entries
-            .iter()
-            .filter_map(name)
-            .map(str::to_owned)
-            .collect();
+        let mut tags: Vec<_> = self.entries.iter().filter_map(name).map(str::to_owned).collect();
         tags.sort();
         tags.dedup();
         tags
@@ -190,18 +159,11 @@ impl OciLayout {
 }
 
 fn name(entry: &Descriptor) -> Option<&str> {
-    entry
-        .annotations
-        .get(ANNOTATION_REF_NAME)
-        .map(String::as_str)
+    entry.annotations.get(ANNOTATION_REF_NAME).map(String::as_str)
 }
 
 fn not_a_layout(dir: &Path, expected: &'static str, found: &str) -> ContentError {
-    ContentError::NotALayout {
-        path: dir.to_owned(),
-        expected,
-        found: found.to_owned(),
-    }
+    ContentError::NotALayout { path: dir.to_owned(), expected, found: found.to_owned() }
 }
 
 #[cfg(test)]

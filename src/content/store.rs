@@ -41,35 +41,33 @@ impl ContentStore {
     /// Opens the store at `root` (`<peel's root>/content`), made where there is none. What an
     /// earlier owner left half written is removed: the caller has to be the only owner.
     pub fn open(root: &Path) -> Result<Self, ContentError> {
-        let store = Self {
-            root: root.to_owned(),
-            index: Mutex::new(()),
-        };
-        let blobs = ALGORITHMS.map(|algorithm| root.join("blobs").join(algorithm.name()));
-        for dir in &blobs {
-            fs::create_dir_all(dir).map_err(ContentError::io("create", dir))?;
+        let store = Self { root: root.to_owned(), index: Mutex::new(()) };
+        let there = |path: &Path| path.try_exists().map_err(ContentError::io("look at", path));
+        let marker = root.join(LAYOUT_FILE);
+        let is_new = !there(&marker)?;
+        if !is_new {
+            // Before anything is touched
+            OciLayout::check_version(root)?;
         }
+        for algorithm in ALGORITHMS {
+            let dir = root.join("blobs").join(algorithm.name());
+            fs::create_dir_all(&dir).map_err(ContentError::io("create", &dir))?;
+        }
+        sync_dir(&root.join("blobs"))?;
         let ingest = root.join("ingest");
         match fs::remove_dir_all(&ingest) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(ContentError::Io {
-                    action: "remove",
-                    path: ingest,
-                    source: e,
-                });
+                return Err(ContentError::Io { action: "remove", path: ingest, source: e });
             }
             _ => {}
         }
         fs::create_dir(&ingest).map_err(ContentError::io("create", &ingest))?;
-        if !root.join("index.json").exists() {
+        if !there(&root.join("index.json"))? {
             store.write_index(&[])?;
         }
-        let marker = root.join(LAYOUT_FILE);
-        if !marker.exists() {
+        if is_new {
             replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
-        sync_dir(&root.join("blobs"))?;
-        OciLayout::check_version(root)?;
         Ok(store)
     }
 
@@ -92,20 +90,12 @@ impl ContentStore {
     pub fn info(&self, digest: &Digest) -> Result<Option<BlobInfo>, ContentError> {
         let path = self.path(digest);
         match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_file() => Ok(Some(BlobInfo {
-                digest: *digest,
-                size: found.len(),
-            })),
-            Ok(_) => Err(ContentError::NotAFile {
-                path,
-                found: "something else",
-            }),
+            Ok(found) if found.is_file() => {
+                Ok(Some(BlobInfo { digest: *digest, size: found.len() }))
+            }
+            Ok(_) => Err(ContentError::NotAFile { path, found: "something else" }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(ContentError::Io {
-                action: "look at",
-                path,
-                source,
-            }),
+            Err(source) => Err(ContentError::Io { action: "look at", path, source }),
         }
     }
 
@@ -113,9 +103,7 @@ impl ContentStore {
     pub fn open_blob(&self, digest: &Digest) -> Result<File, ContentError> {
         let path = self.path(digest);
         let opened = open_regular(&path);
-        opened
-            .map(|(file, _)| file)
-            .map_err(|error| missing(error, digest))
+        opened.map(|(file, _)| file).map_err(|error| missing(error, digest))
     }
 
     /// Reads a whole blob of at most `max` bytes and verifies it again.
@@ -138,11 +126,7 @@ impl ContentStore {
                 Ok(true)
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(ContentError::Io {
-                action: "remove",
-                path,
-                source,
-            }),
+            Err(source) => Err(ContentError::Io { action: "remove", path, source }),
         }
     }
 
@@ -169,10 +153,7 @@ impl ContentStore {
     /// Names stand in `org.opencontainers.image.ref.name`. Other tools select an entry by
     /// `oci:DIR:NAME`, so a name has to fit that annotation's grammar to be reachable for them.
     pub fn write_index(&self, images: &[(String, Descriptor)]) -> Result<(), ContentError> {
-        let entries: Vec<_> = images
-            .iter()
-            .map(|(name, image)| entry(name, image))
-            .collect();
+        let entries: Vec<_> = images.iter().map(|(name, image)| entry(name, image)).collect();
         let index = json!({
             "schemaVersion": 2,
             "mediaType": MEDIA_TYPE_OCI_INDEX,
@@ -185,19 +166,14 @@ impl ContentStore {
 
 /// `<root>/blobs/<alg>/<hex>`: a parsed digest cannot leave the directory.
 pub(super) fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
-    root.join("blobs")
-        .join(digest.algorithm().name())
-        .join(digest.hex())
+    root.join("blobs").join(digest.algorithm().name()).join(digest.hex())
 }
 
 /// The error that says which blob is missing in place of the one that names a path.
 pub(super) fn missing(error: ContentError, digest: &Digest) -> ContentError {
     match error {
         ContentError::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            ContentError::Missing {
-                digest: *digest,
-                path,
-            }
+            ContentError::Missing { digest: (*digest).into(), path }
         }
         error => error,
     }
@@ -205,17 +181,12 @@ pub(super) fn missing(error: ContentError, digest: &Digest) -> ContentError {
 
 fn blob_of(algorithm: Algorithm, entry: &DirEntry) -> io::Result<Option<BlobInfo>> {
     let name = entry.file_name();
-    let digest = name
-        .to_str()
-        .and_then(|hex| format!("{}:{hex}", algorithm.name()).parse().ok());
+    let digest = name.to_str().and_then(|hex| format!("{}:{hex}", algorithm.name()).parse().ok());
     let Some(digest) = digest else {
         return Ok(None);
     };
     match entry.metadata() {
-        Ok(found) => Ok(found.is_file().then(|| BlobInfo {
-            digest,
-            size: found.len(),
-        })),
+        Ok(found) => Ok(found.is_file().then_some(BlobInfo { digest, size: found.len() })),
         // Removed since the directory was read
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -223,11 +194,8 @@ fn blob_of(algorithm: Algorithm, entry: &DirEntry) -> io::Result<Option<BlobInfo
 }
 
 fn entry(name: &str, image: &Descriptor) -> serde_json::Value {
-    let mut annotations: BTreeMap<&str, &str> = image
-        .annotations
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .collect();
+    let mut annotations: BTreeMap<&str, &str> =
+        image.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     annotations.insert(ANNOTATION_REF_NAME, name);
     let mut entry = json!({
         "mediaType": image.media_type,

@@ -178,9 +178,13 @@ impl Engine {
             network: if request.host_network { Network::Host } else { Network::None },
             ..BundleOptions::default()
         };
-        let spec =
-            bundle::config_json(&bundle_image(config), passwd.as_deref(), group.as_deref(), &options)
-                .map_err(|e| Failure::new(Class::Usage, e))?;
+        let spec = bundle::config_json(
+            &bundle_image(config),
+            passwd.as_deref(),
+            group.as_deref(),
+            &options,
+        )
+        .map_err(|e| Failure::new(Class::Usage, e))?;
         let mut text = serde_json::to_string_pretty(&spec)
             .map_err(|e| Failure::new(Class::Other, format!("cannot write config.json: {e}")))?;
         text.push('\n');

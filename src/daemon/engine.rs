@@ -147,10 +147,8 @@ impl Engine {
             match (found.next(), found.next()) {
                 (Some(image), None) => return Ok(image),
                 (Some(first), Some(second)) => {
-                    let message = format!(
-                        "{digest} is more than one image: {}, {}",
-                        first.name, second.name
-                    );
+                    let message =
+                        format!("{digest} is more than one image: {}, {}", first.name, second.name);
                     return Err(Failure::new(Class::Usage, message).hint("name one of them"));
                 }
                 (None, _) => {}
@@ -207,8 +205,7 @@ impl Engine {
         let Ok(_alone) = self.gate.try_write() else { return Ok(0) };
         let _one_at_a_time = self.mounting();
         let held = self.held_trees();
-        let freed =
-            gc::sweep(&self.metadata, &self.content, &self.layers, &self.snapshots, &held)?;
+        let freed = gc::sweep(&self.metadata, &self.content, &self.layers, &self.snapshots, &held)?;
         Ok(freed)
     }
 

@@ -31,9 +31,9 @@ use crate::{
 const PENDING_LIMIT: Duration = Duration::from_secs(60);
 
 /// Options of every writable overlay: hard links of the upper are its own, a change of mode copies
-/// no data up, and directories of the lower can be renamed.
-const OVERLAY_OPTIONS: [(&str, &str); 3] =
-    [("index", "off"), ("metacopy", "on"), ("redirect_dir", "on")];
+/// no data up, directories of the lower can be renamed, inode numbers outlive remounts.
+const OVERLAY_OPTIONS: [(&str, &str); 4] =
+    [("index", "off"), ("metacopy", "on"), ("redirect_dir", "on"), ("xino", "on")];
 
 impl Engine {
     /// Makes the tree, the upper and the record of a mount, and says how to mount it.
@@ -126,7 +126,8 @@ impl Engine {
         let other_name = "give the mount a name of its own with --name";
         if let Some(found) = self.metadata.snapshot_named(&name)? {
             if found.image != image.name || found.chain_id != image.chain_id {
-                let version = if found.image == image.name { " as it was pulled before" } else { "" };
+                let version =
+                    if found.image == image.name { " as it was pulled before" } else { "" };
                 let message = format!(
                     "snapshot {name} belongs to another image: expected {}, found {}{version}",
                     image.name, found.image
@@ -352,7 +353,8 @@ impl Engine {
             let bound = m.fs_type.starts_with("fuse") && m.source == "peel";
             let bound = bound.then(|| m.root.strip_prefix("/").ok()).flatten();
             let overlaid = m.super_options.split(|b| *b == b',').find_map(|option| {
-                let value = option.strip_prefix(b"lowerdir+=").or(option.strip_prefix(b"lowerdir="));
+                let value =
+                    option.strip_prefix(b"lowerdir+=").or(option.strip_prefix(b"lowerdir="));
                 Path::new(OsStr::from_bytes(value?)).strip_prefix(&lower).ok()
             });
             let number = bound.or(overlaid)?.iter().next()?.to_str()?.parse().ok()?;

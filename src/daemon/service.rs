@@ -40,7 +40,8 @@ impl Service {
             }
             Err(panic) => {
                 tracing::error!(%panic, "a call failed");
-                Err(Failure::new(Class::Other, "the daemon failed at this; its log says more").into())
+                Err(Failure::new(Class::Other, "the daemon failed at this; its log says more")
+                    .into())
             }
         }
     }
@@ -210,7 +211,8 @@ impl Peel for Service {
         &self,
         _: Request<api::ListMountsRequest>,
     ) -> Answer<api::ListMountsResponse> {
-        self.blocking(|engine| Ok(api::ListMountsResponse { mounts: convert::mounts(engine)? })).await
+        self.blocking(|engine| Ok(api::ListMountsResponse { mounts: convert::mounts(engine)? }))
+            .await
     }
 
     async fn bundle_config(

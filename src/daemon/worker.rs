@@ -94,7 +94,8 @@ fn serve(options: Options) -> Result<(), Failure> {
 
     super::engine::check_layout(paths.root())?;
     let damaged = |e: &dyn std::error::Error| Failure::new(Class::BadData, chain(e));
-    let content = Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
+    let content =
+        Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
     let layers = Layers::open(paths.root(), Arc::clone(&content), SPAN_CACHE_BYTES);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
     serve_files(fuse, &handshake, &layers)?;

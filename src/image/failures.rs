@@ -118,8 +118,9 @@ impl From<LayersError> for Failure {
         match &error {
             LayersError::Io { source, .. } => with_io(&error, source),
             LayersError::Missing(_) => Self::new(Class::NotFound, &error).hint(CORRUPT),
-            LayersError::Merge(_) => Self::new(Class::BadData, chain(&error))
-                .hint("the image is broken; rebuild it"),
+            LayersError::Merge(_) => {
+                Self::new(Class::BadData, chain(&error)).hint("the image is broken; rebuild it")
+            }
             _ => Self::new(Class::BadData, chain(&error)).hint(CORRUPT),
         }
     }

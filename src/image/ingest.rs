@@ -231,7 +231,9 @@ impl<'a> Pass<'a> {
                  found {}",
                 layer.digest, layer.diff_id, built.diff_id
             );
-            return Err(Failure::new(Class::BadData, message).hint("the image is broken; rebuild it"));
+            return Err(
+                Failure::new(Class::BadData, message).hint("the image is broken; rebuild it")
+            );
         }
         let mut copy = self.copy;
         copy.append(&built.copy_rest)?;

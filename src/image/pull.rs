@@ -71,7 +71,11 @@ impl Images {
         events(PullEvent::Resolved {
             name: reference.name(),
             manifest: found.manifest.digest,
-            layers: layers.iter().enumerate().map(|(n, l)| progress(n, l, Stage::Waiting)).collect(),
+            layers: layers
+                .iter()
+                .enumerate()
+                .map(|(n, l)| progress(n, l, Stage::Waiting))
+                .collect(),
         });
         self.store_documents(&found).await?;
         self.fetch_layers(&source, &found, &layers, &events, &cancel).await?;
@@ -231,7 +235,8 @@ impl Job {
         let (events, number) = (Arc::clone(&self.events), self.number);
         let indexing = spawn_blocking(move || {
             let tell = |stage, received, indexed| {
-                let progress = LayerProgress { received, indexed, ..progress(number, &layer, stage) };
+                let progress =
+                    LayerProgress { received, indexed, ..progress(number, &layer, stage) };
                 events(PullEvent::Layer(progress));
             };
             let mut last = (0, 0);

@@ -116,7 +116,5 @@ async fn read(
 async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    spawn_blocking(call)
-        .await
-        .unwrap_or_else(|panic| Err(Failure::new(Class::Other, panic)))
+    spawn_blocking(call).await.unwrap_or_else(|panic| Err(Failure::new(Class::Other, panic)))
 }

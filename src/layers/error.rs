@@ -63,7 +63,7 @@ impl LayersError {
 
 /// A span of a layer cannot be had; the line that goes to the log.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read bytes {start}..{end} of the tar of layer {layer} (slot {slot}): {source}")]
+#[error("cannot read bytes {start}..{end} of the tar of layer {layer} (slot {slot})")]
 pub struct SpanReadError {
     /// The layer's diffID.
     pub layer: Digest,

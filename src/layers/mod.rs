@@ -19,6 +19,9 @@ mod cache;
 mod error;
 mod read;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -155,7 +158,10 @@ impl Layers {
     ///
     /// # Errors
     /// Where its file is damaged or gone.
-    pub fn tree_by_chain_id(&self, chain: Option<Digest>) -> Result<Option<Arc<Tree>>, LayersError> {
+    pub fn tree_by_chain_id(
+        &self,
+        chain: Option<Digest>,
+    ) -> Result<Option<Arc<Tree>>, LayersError> {
         let slot = self.tables().trees.get(&chain).copied();
         slot.map(|slot| self.open_tree(slot)).transpose()
     }
@@ -199,11 +205,7 @@ impl Layers {
     ///
     /// # Errors
     /// Where a layer has no index, the layers do not merge, or the file cannot be written.
-    pub fn build_tree(
-        &self,
-        diff_ids: &[Digest],
-        slot: Slot,
-    ) -> Result<Arc<Tree>, LayersError> {
+    pub fn build_tree(&self, diff_ids: &[Digest], slot: Slot) -> Result<Arc<Tree>, LayersError> {
         let chain = peel_index::chain_id(diff_ids);
         let layers = diff_ids
             .iter()
@@ -413,7 +415,10 @@ fn map(path: &Path) -> Result<peel_index::Bytes, LayersError> {
 }
 
 fn temporary(dir: &Path) -> Result<tempfile::NamedTempFile, LayersError> {
-    tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(LayersError::io("create", dir))
+    tempfile::Builder::new()
+        .prefix(".tmp-")
+        .tempfile_in(dir)
+        .map_err(LayersError::io("create", dir))
 }
 
 fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), LayersError> {

@@ -25,9 +25,8 @@ impl OpenLayer {
             SpanSource::Copy => self.copy.as_ref(),
         };
         let source = source.ok_or("no seekable copy of the layer").map_err(plain)?;
-        let compressed = source
-            .read_range(span.offset, span.len as usize)
-            .map_err(|e| failed(Box::new(e)))?;
+        let compressed =
+            source.read_range(span.offset, span.len as usize).map_err(|e| failed(Box::new(e)))?;
         index.decode_span(number, &compressed).map_err(|e| failed(Box::new(e)))
     }
 }

@@ -5,11 +5,21 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use peel_index::Digest;
 
 use super::error::MetadataError;
+
+/// How long a lock is waited for. Its holder may be gone already: a program that another thread
+/// was just starting has a copy of every descriptor until it is executed, and sled's threads let go
+/// of theirs a moment after the database is dropped.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it is looked at meanwhile.
+pub(super) const LOCK_POLL: Duration = Duration::from_millis(5);
 
 pub(super) fn io_error(
     action: &'static str,
@@ -70,10 +80,18 @@ pub(super) fn lock(path: &Path) -> Result<File, MetadataError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(io_error("open", path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(MetadataError::Locked { path: path.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(io_error("lock", path)(e)),
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
+                thread::sleep(LOCK_POLL);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(MetadataError::Locked { path: path.to_owned() });
+            }
+            Err(TryLockError::Error(e)) => return Err(io_error("lock", path)(e)),
+        }
     }
 }
 
@@ -128,6 +146,43 @@ impl Mark {
     pub(super) fn set(&self, number: u64) -> Result<(), MetadataError> {
         let line = number_line(self.name, number);
         self.file.write_all_at(line.as_bytes(), 0).map_err(io_error("write", &self.path))
+    }
+}
+
+/// Space kept back for a full disk: without it the database could not even be opened to remove
+/// something, since sled writes when it opens.
+#[derive(Debug)]
+pub(super) struct Spare(PathBuf);
+
+impl Spare {
+    /// Two of sled's segments.
+    const BYTES: u64 = 1 << 20;
+
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Lays the space in again, where it was used up. Best effort: it may still be missing.
+    pub(super) fn fill(&self) {
+        if self.0.metadata().is_ok_and(|m| m.len() == Self::BYTES) {
+            return;
+        }
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let filled = options.open(&self.0).and_then(|file| {
+            let flags = rustix::fs::FallocateFlags::empty();
+            Ok(rustix::fs::fallocate(&file, flags, 0, Self::BYTES)?)
+        });
+        if let Err(error) = filled {
+            tracing::debug!(path = %self.0.display(), %error, "no space kept back");
+            self.release();
+        }
+    }
+
+    /// Gives the space to whoever needs it next.
+    pub(super) fn release(&self) {
+        // Missing is as good
+        let _ = fs::remove_file(&self.0);
     }
 }
 

@@ -7,6 +7,7 @@
 //!   export.json     plain JSON of everything, for people and for restoring
 //!   slots           high-water mark of slots, on disk before a slot below it is handed out
 //!   generation      number of the last change, so that a lost one is noticed
+//!   spare           space kept back, so that a full disk can be cleared up
 //!   db.corrupt-<s>  a damaged database, moved aside at that second since 1970
 //! ```
 //!

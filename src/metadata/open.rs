@@ -19,7 +19,7 @@ use super::{
     Metadata,
     error::MetadataError,
     export::{self, Found},
-    files::{self, Mark, io_error},
+    files::{self, Mark, Spare, io_error},
     record::{ImageRecord, MountRecord, SnapshotRecord},
     shared::{STATE_KEY, Shared, State, sum_of},
     slots::SlotAllocator,
@@ -133,7 +133,8 @@ pub(super) fn open(dir: &Path) -> Result<Opened, MetadataError> {
     }
 
     let exported = export.generation();
-    let (store, state, cause, from_export) = match check(&database)? {
+    let spare = Spare::new(dir.join("spare"));
+    let (store, state, cause, from_export) = match check(&database, &spare)? {
         Checked::Empty(store) if exported.is_none() && marked == 0 => {
             (store, State::default(), None, false)
         }
@@ -162,7 +163,8 @@ pub(super) fn open(dir: &Path) -> Result<Opened, MetadataError> {
         None => state.generation,
     };
     let mark = Mark::open(&mark_path, GENERATION_NAME)?;
-    let shared = Shared::new(dir.to_owned(), store, mark, State { generation, ..state });
+    spare.fill();
+    let shared = Shared::new(dir.to_owned(), store, mark, spare, State { generation, ..state });
     let recovered = match cause {
         None => None,
         Some((cause, moved_to)) => {
@@ -209,11 +211,16 @@ fn restore(shared: &Shared, found: Found, path: &Path) -> Result<RestoredFrom, M
     Ok(RestoredFrom::Nothing)
 }
 
-fn check(database: &Path) -> Result<Checked, MetadataError> {
-    let (store, pairs) = match Store::open(database) {
+fn check(database: &Path, spare: &Spare) -> Result<Checked, MetadataError> {
+    let mut opened = Store::open(database);
+    if let Err(OpenFailure::NoSpace(_)) = opened {
+        spare.release();
+        opened = Store::open(database);
+    }
+    let (store, pairs) = match opened {
         Ok(opened) => opened,
         Err(OpenFailure::Damaged(reason)) => return Ok(Checked::Damaged(reason)),
-        Err(OpenFailure::Error(e)) => return Err(e),
+        Err(OpenFailure::Error(e) | OpenFailure::NoSpace(e)) => return Err(e),
     };
     if pairs.is_empty() {
         return Ok(Checked::Empty(store));
@@ -255,7 +262,7 @@ fn start_over(database: &Path) -> Result<(Store, PathBuf), MetadataError> {
     let moved_to = move_aside(database)?;
     match Store::open(database) {
         Ok((store, _)) => Ok((store, moved_to)),
-        Err(OpenFailure::Error(e)) => Err(e),
+        Err(OpenFailure::Error(e) | OpenFailure::NoSpace(e)) => Err(e),
         Err(OpenFailure::Damaged(reason)) => {
             Err(MetadataError::Damaged { key: "-".to_owned(), path: database.to_owned(), reason })
         }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{MetadataError, show},
-    files::{Mark, io_error},
+    files::{Mark, Spare, io_error},
     record::RECORD_VERSION,
     store::{Changes, Pairs, Store},
     transaction::View,
@@ -83,6 +83,7 @@ pub(super) struct Shared {
     pub(super) dir: PathBuf,
     pub(super) store: Store,
     mark: Mark,
+    spare: Spare,
     writer: Mutex<State>,
     failed: AtomicBool,
 }
@@ -94,8 +95,8 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(super) fn new(dir: PathBuf, store: Store, mark: Mark, state: State) -> Self {
-        Self { dir, store, mark, writer: Mutex::new(state), failed: AtomicBool::new(false) }
+    pub(super) fn new(dir: PathBuf, store: Store, mark: Mark, spare: Spare, state: State) -> Self {
+        Self { dir, store, mark, spare, writer: Mutex::new(state), failed: AtomicBool::new(false) }
     }
 
     /// The writer's place; whoever holds it sees no change but its own.
@@ -139,9 +140,14 @@ impl Shared {
         if changes.is_empty() {
             return Ok(());
         }
-        // Removals are let through: they are how space comes back
-        if changes.values().any(Option::is_some) {
-            self.check_space()?;
+        let found = self.free_bytes()?;
+        if found < SPARE_BYTES {
+            // Removals are let through: they are how space comes back
+            if changes.values().any(Option::is_some) {
+                let path = self.dir.clone();
+                return Err(MetadataError::NoSpace { path, expected: SPARE_BYTES, found });
+            }
+            self.spare.release();
         }
         let next = State { generation: state.generation + 1, sum };
         changes.insert(STATE_KEY.to_vec(), Some(next.encode()));
@@ -167,15 +173,10 @@ impl Shared {
         self.mark.set(self.writer()?.generation)
     }
 
-    fn check_space(&self) -> Result<(), MetadataError> {
+    fn free_bytes(&self) -> Result<u64, MetadataError> {
         let dir = self.store.place();
         let stat = rustix::fs::statvfs(dir).map_err(|e| io_error("stat", dir)(e.into()))?;
-        let found = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if found < SPARE_BYTES {
-            let path = dir.to_owned();
-            return Err(MetadataError::NoSpace { path, expected: SPARE_BYTES, found });
-        }
-        Ok(())
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }
 

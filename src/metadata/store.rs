@@ -11,7 +11,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -24,10 +24,6 @@ use super::{
 /// records of 1,000 images take about 4 MB.
 const CACHE_BYTES: u64 = 16 << 20;
 
-/// How long the database's own lock may outlive a handle of this process that was dropped: sled's
-/// worker threads let go of it a moment later.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-
 /// Changes by key; `None` removes.
 pub(super) type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
@@ -38,6 +34,8 @@ pub(super) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 pub(super) enum OpenFailure {
     /// Its files do not hold what sled wrote.
     Damaged(String),
+    /// Opening writes, and there is no space.
+    NoSpace(MetadataError),
     /// Anything else; the files may be fine.
     Error(MetadataError),
 }
@@ -64,10 +62,10 @@ impl Store {
             match catch(|| config.open()) {
                 Ok(Ok(db)) => break db,
                 Ok(Err(e)) if is_locked(&e) => {
-                    if start.elapsed() > LOCK_PATIENCE {
+                    if start.elapsed() > files::LOCK_PATIENCE {
                         return Err(MetadataError::Locked { path: dir.to_owned() }.into());
                     }
-                    thread::sleep(Duration::from_millis(10));
+                    thread::sleep(files::LOCK_POLL);
                 }
                 Ok(Err(e)) => return Err(classify(e, "open", dir)),
                 Err(text) => return Err(OpenFailure::Damaged(text)),
@@ -157,10 +155,12 @@ fn classify(error: sled::Error, action: &'static str, dir: &Path) -> OpenFailure
     if damaged {
         return OpenFailure::Damaged(error.to_string());
     }
-    OpenFailure::Error(MetadataError::Store {
+    let full = matches!(&error, sled::Error::Io(e) if e.kind() == io::ErrorKind::StorageFull);
+    let error = MetadataError::Store {
         action,
         key: "-".to_owned(),
         path: dir.to_owned(),
         source: Box::new(error),
-    })
+    };
+    if full { OpenFailure::NoSpace(error) } else { OpenFailure::Error(error) }
 }

@@ -72,44 +72,24 @@ impl ImageConfig {
         let what = "config";
         let digest = manifest.config.digest;
         check_size(what, digest, bytes, MAX_CONFIG_SIZE)?;
-        let config: spec::ImageConfiguration =
-            json::parse(bytes, &["/rootfs/diff_ids"]).map_err(|source| OciError::Json {
-                what,
-                digest,
-                source,
-            })?;
+        let config: spec::ImageConfiguration = json::parse(bytes, &["/rootfs/diff_ids"])
+            .map_err(|source| OciError::Json { what, digest: digest.into(), source })?;
         let rootfs = config.rootfs();
         if rootfs.typ() != "layers" {
-            return Err(OciError::RootFs {
-                digest,
-                found: rootfs.typ().clone(),
-            });
+            return Err(OciError::RootFs { digest: digest.into(), found: rootfs.typ().clone() });
         }
         let (expected, found) = (manifest.layers.len(), rootfs.diff_ids().len());
         if expected != found {
-            return Err(OciError::LayerCount {
-                digest,
-                expected,
-                found,
-            });
+            return Err(OciError::LayerCount { digest: digest.into(), expected, found });
         }
         let diff_id = |(number, text): (usize, &String)| {
             text.parse().map_err(|source| {
                 let position = format!("rootfs.diff_ids[{number}]");
-                OciError::Digest {
-                    what,
-                    digest,
-                    position,
-                    source,
-                }
+                OciError::Digest { what, digest: digest.into(), position, source }
             })
         };
-        let diff_ids = rootfs
-            .diff_ids()
-            .iter()
-            .enumerate()
-            .map(diff_id)
-            .collect::<Result<Vec<_>, _>>()?;
+        let diff_ids =
+            rootfs.diff_ids().iter().enumerate().map(diff_id).collect::<Result<Vec<_>, _>>()?;
         let platform = Platform::new(
             &config.os().to_string(),
             &config.architecture().to_string(),
@@ -131,12 +111,7 @@ impl ImageConfig {
             volumes: run.volumes().iter().flatten().cloned().collect(),
             created: given(config.created()),
             author: given(config.author()),
-            history: config
-                .history()
-                .iter()
-                .flatten()
-                .map(History::from)
-                .collect(),
+            history: config.history().iter().flatten().map(History::from).collect(),
         })
     }
 
@@ -233,10 +208,7 @@ mod tests {
         let table = [
             ("<html>".to_owned(), "malformed"),
             ("{}".to_owned(), "malformed"),
-            (
-                config("layers", ""),
-                "expected 1 diffIDs for as many layers, found: 0",
-            ),
+            (config("layers", ""), "expected 1 diffIDs for as many layers, found: 0"),
             (config("layers", &format!("{id},{id}")), "found: 2"),
             (config("base", &id), "found: \"base\""),
             (config("layers", "\"sha256:xyz\""), "rootfs.diff_ids[0]"),
@@ -250,12 +222,6 @@ mod tests {
         }
         let large = vec![b' '; MAX_CONFIG_SIZE as usize + 1];
         let error = ImageConfig::parse(&manifest(1), &large).unwrap_err();
-        assert!(matches!(
-            error,
-            OciError::TooLarge {
-                limit: MAX_CONFIG_SIZE,
-                ..
-            }
-        ));
+        assert!(matches!(error, OciError::TooLarge { limit: MAX_CONFIG_SIZE, .. }));
     }
 }

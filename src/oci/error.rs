@@ -14,7 +14,7 @@ pub enum OciError {
         /// `manifest`, `index` or `config`.
         what: &'static str,
         /// The document.
-        digest: Digest,
+        digest: Box<Digest>,
         /// What serde_json says, with line and column.
         source: serde_json::Error,
     },
@@ -24,7 +24,7 @@ pub enum OciError {
         /// `manifest` or `config`.
         what: &'static str,
         /// The document.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Largest size in bytes.
         limit: u64,
         /// Its size in bytes.
@@ -34,7 +34,7 @@ pub enum OciError {
     #[error("document {digest}: expected {expected}, found: {found}")]
     Kind {
         /// The document.
-        digest: Digest,
+        digest: Box<Digest>,
         /// What its media type promises.
         expected: &'static str,
         /// What it is.
@@ -44,13 +44,13 @@ pub enum OciError {
     #[error("manifest {digest}: expected schema version 2, found: Docker schema 1")]
     Schema1 {
         /// The manifest.
-        digest: Digest,
+        digest: Box<Digest>,
     },
     /// The manifest of a signature, a chart, a module, an attestation, ….
     #[error("manifest {digest} is no container image: expected an image config, found: {found}")]
     Artifact {
         /// The manifest.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Its artifact type, else its config's media type.
         found: String,
     },
@@ -58,9 +58,9 @@ pub enum OciError {
     #[error("layer {layer} of manifest {digest}: expected a tar layer, found: {found:?}")]
     LayerType {
         /// The manifest.
-        digest: Digest,
+        digest: Box<Digest>,
         /// The layer.
-        layer: Digest,
+        layer: Box<Digest>,
         /// Its media type.
         found: String,
     },
@@ -70,7 +70,7 @@ pub enum OciError {
         /// `manifest`, `index` or `config`.
         what: &'static str,
         /// The document.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Where in it, as in `layers[2].digest`.
         position: String,
         /// What is wrong.
@@ -82,7 +82,7 @@ pub enum OciError {
         /// `manifest` or `index`.
         what: &'static str,
         /// The document.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Where in it, as in `layers[2].size`.
         position: String,
     },
@@ -90,7 +90,7 @@ pub enum OciError {
     #[error("config {digest}: expected {expected} diffIDs for as many layers, found: {found}")]
     LayerCount {
         /// The config.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Layers of the manifest.
         expected: usize,
         /// diffIDs of the config.
@@ -100,7 +100,7 @@ pub enum OciError {
     #[error("config {digest}: expected a rootfs of type \"layers\", found: {found:?}")]
     RootFs {
         /// The config.
-        digest: Digest,
+        digest: Box<Digest>,
         /// Its type.
         found: String,
     },
@@ -108,9 +108,9 @@ pub enum OciError {
     #[error("index {digest} has no image for {wanted}, found: {}", list(found))]
     NoPlatform {
         /// The index.
-        digest: Digest,
+        digest: Box<Digest>,
         /// The platform that was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What there is.
         found: Vec<Platform>,
     },
@@ -118,7 +118,7 @@ pub enum OciError {
     #[error("index {digest}: expected at most {limit} {what}, found more")]
     TooDeep {
         /// The outermost index.
-        digest: Digest,
+        digest: Box<Digest>,
         /// `nested indexes` or `manifests to look at`.
         what: &'static str,
         /// How many there may be.

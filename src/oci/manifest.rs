@@ -40,13 +40,7 @@ impl Descriptor {
     /// A descriptor without platform and annotations.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         let media_type = media_type.into();
-        Self {
-            media_type,
-            digest,
-            size,
-            platform: None,
-            annotations: BTreeMap::new(),
-        }
+        Self { media_type, digest, size, platform: None, annotations: BTreeMap::new() }
     }
 }
 
@@ -138,7 +132,7 @@ impl Manifest {
         check_size("manifest", digest, bytes, MAX_MANIFEST_SIZE)?;
         let probe: Probe = serde_json::from_slice(bytes).map_err(|source| OciError::Json {
             what: "manifest",
-            digest,
+            digest: digest.into(),
             source,
         })?;
         match kind_of(&probe, descriptor)? {
@@ -151,17 +145,9 @@ impl Manifest {
 impl ImageManifest {
     fn parse(digest: Digest, bytes: &[u8]) -> Result<Self, OciError> {
         let what = "manifest";
-        let manifest: spec::ImageManifest =
-            json::parse(bytes, &["/layers"]).map_err(|source| OciError::Json {
-                what,
-                digest,
-                source,
-            })?;
-        let at = |position: &str| At {
-            what,
-            digest,
-            position: position.to_owned(),
-        };
+        let manifest: spec::ImageManifest = json::parse(bytes, &["/layers"])
+            .map_err(|source| OciError::Json { what, digest: digest.into(), source })?;
+        let at = |position: &str| At { what, digest, position: position.to_owned() };
         let config = at("config").descriptor(manifest.config())?;
         // What is no image often has a config without content, so this comes before its size
         if DocumentKind::from_media_type(&config.media_type) != Some(DocumentKind::Config) {
@@ -169,45 +155,28 @@ impl ImageManifest {
                 Some(artifact) => artifact.to_string(),
                 None => config.media_type,
             };
-            return Err(OciError::Artifact { digest, found });
+            return Err(OciError::Artifact { digest: digest.into(), found });
         }
         let layer = |(number, layer): (usize, &spec::Descriptor)| {
             let at = at(&format!("layers[{number}]"));
-            let Descriptor {
-                media_type,
-                digest: blob,
-                size,
-                annotations,
-                ..
-            } = at.descriptor(layer)?;
+            let Descriptor { media_type, digest: blob, size, annotations, .. } =
+                at.descriptor(layer)?;
             let Some(kind) = LayerKind::from_media_type(&media_type) else {
                 return Err(OciError::LayerType {
-                    digest,
-                    layer: blob,
+                    digest: digest.into(),
+                    layer: blob.into(),
                     found: media_type,
                 });
             };
             at.sized(size)?;
             let urls = layer.urls().clone().unwrap_or_default();
-            Ok(LayerDescriptor {
-                digest: blob,
-                size,
-                media_type,
-                kind,
-                urls,
-                annotations,
-            })
+            Ok(LayerDescriptor { digest: blob, size, media_type, kind, urls, annotations })
         };
         at("config").sized(config.size)?;
         Ok(Self {
             digest,
             config,
-            layers: manifest
-                .layers()
-                .iter()
-                .enumerate()
-                .map(layer)
-                .collect::<Result<_, _>>()?,
+            layers: manifest.layers().iter().enumerate().map(layer).collect::<Result<_, _>>()?,
             annotations: sorted(manifest.annotations()),
         })
     }
@@ -218,30 +187,17 @@ impl ImageIndex {
     pub fn parse(digest: Digest, bytes: &[u8]) -> Result<Self, OciError> {
         let what = "index";
         check_size(what, digest, bytes, MAX_MANIFEST_SIZE)?;
-        let index: spec::ImageIndex =
-            json::parse(bytes, &["/manifests"]).map_err(|source| OciError::Json {
-                what,
-                digest,
-                source,
-            })?;
+        let index: spec::ImageIndex = json::parse(bytes, &["/manifests"])
+            .map_err(|source| OciError::Json { what, digest: digest.into(), source })?;
         let entry = |(number, entry): (usize, &spec::Descriptor)| {
-            let at = At {
-                what,
-                digest,
-                position: format!("manifests[{number}]"),
-            };
+            let at = At { what, digest, position: format!("manifests[{number}]") };
             let descriptor = at.descriptor(entry)?;
             at.sized(descriptor.size)?;
             Ok(descriptor)
         };
         Ok(Self {
             digest,
-            manifests: index
-                .manifests()
-                .iter()
-                .enumerate()
-                .map(entry)
-                .collect::<Result<_, _>>()?,
+            manifests: index.manifests().iter().enumerate().map(entry).collect::<Result<_, _>>()?,
             annotations: sorted(index.annotations()),
         })
     }
@@ -256,16 +212,12 @@ struct At {
 
 impl At {
     fn descriptor(&self, found: &spec::Descriptor) -> Result<Descriptor, OciError> {
-        let digest = found
-            .digest()
-            .as_ref()
-            .parse()
-            .map_err(|source| OciError::Digest {
-                what: self.what,
-                digest: self.digest,
-                position: format!("{}.digest", self.position),
-                source,
-            })?;
+        let digest = found.digest().as_ref().parse().map_err(|source| OciError::Digest {
+            what: self.what,
+            digest: self.digest.into(),
+            position: format!("{}.digest", self.position),
+            source,
+        })?;
         let platform = found.platform().as_ref().map(|p| {
             Platform::new(
                 &p.os().to_string(),
@@ -287,11 +239,7 @@ impl At {
             return Ok(());
         }
         let position = format!("{}.size", self.position);
-        Err(OciError::NoSize {
-            what: self.what,
-            digest: self.digest,
-            position,
-        })
+        Err(OciError::NoSize { what: self.what, digest: self.digest.into(), position })
     }
 }
 
@@ -299,44 +247,27 @@ impl At {
 fn kind_of(probe: &Probe, descriptor: &Descriptor) -> Result<DocumentKind, OciError> {
     use DocumentKind::{Artifact, Index, Manifest, Schema1};
     let digest = descriptor.digest;
-    let own = probe
-        .media_type
-        .as_deref()
-        .and_then(DocumentKind::from_media_type);
+    let own = probe.media_type.as_deref().and_then(DocumentKind::from_media_type);
     let declared = DocumentKind::from_media_type(&descriptor.media_type);
     if probe.schema_version == Some(1) || probe.fs_layers.is_some() || own == Some(Schema1) {
-        return Err(OciError::Schema1 { digest });
+        return Err(OciError::Schema1 { digest: digest.into() });
     }
     let artifact = probe.blobs.is_some() && probe.layers.is_none() && probe.manifests.is_none();
     if own == Some(Artifact) || artifact {
-        let found = probe
-            .media_type
-            .clone()
-            .unwrap_or_else(|| descriptor.media_type.clone());
-        return Err(OciError::Artifact { digest, found });
+        let found = probe.media_type.clone().unwrap_or_else(|| descriptor.media_type.clone());
+        return Err(OciError::Artifact { digest: digest.into(), found });
     }
     let mismatch = |expected, found: &str| {
-        Err(OciError::Kind {
-            digest,
-            expected,
-            found: found.to_owned(),
-        })
+        Err(OciError::Kind { digest: digest.into(), expected, found: found.to_owned() })
     };
-    let shape = match (
-        &probe.manifests,
-        probe.layers.is_some() || probe.config.is_some(),
-    ) {
+    let shape = match (&probe.manifests, probe.layers.is_some() || probe.config.is_some()) {
         (Some(_), true) => return mismatch("a manifest or an index", "both in one document"),
         (Some(_), false) => Some(Index),
         (None, true) => Some(Manifest),
         (None, false) => None,
     };
     let name = |kind| {
-        if kind == Index {
-            "an index"
-        } else {
-            "a manifest"
-        }
+        if kind == Index { "an index" } else { "a manifest" }
     };
     for promised in [own, declared].into_iter().flatten() {
         match shape {
@@ -358,12 +289,7 @@ pub(super) fn check_size(
 ) -> Result<(), OciError> {
     let found = bytes.len() as u64;
     if found > limit {
-        return Err(OciError::TooLarge {
-            what,
-            digest,
-            limit,
-            found,
-        });
+        return Err(OciError::TooLarge { what, digest: digest.into(), limit, found });
     }
     Ok(())
 }
@@ -371,10 +297,7 @@ pub(super) fn check_size(
 pub(super) fn sorted(
     map: &Option<std::collections::HashMap<String, String>>,
 ) -> BTreeMap<String, String> {
-    map.iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    map.iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 #[cfg(test)]

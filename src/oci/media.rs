@@ -80,69 +80,31 @@ pub struct LayerKind {
 impl LayerKind {
     /// The kind that a media type names; `None` for what is no tar layer.
     pub fn from_media_type(media_type: &str) -> Option<Self> {
-        use LayerCompression::{Gzip, Plain, Zstd};
         let essence = essence(media_type);
-        let tables: [(&str, bool, [(&str, LayerCompression); 4]); 4] = [
-            (
-                "application/vnd.oci.image.layer.nondistributable.v1.tar",
-                true,
-                [
-                    ("", Plain),
-                    ("+gzip", Gzip),
-                    ("+zstd", Zstd),
-                    (".gzip", Gzip),
-                ],
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar",
-                false,
-                [
-                    ("", Plain),
-                    ("+gzip", Gzip),
-                    ("+zstd", Zstd),
-                    (".gzip", Gzip),
-                ],
-            ),
-            (
-                "application/vnd.docker.image.rootfs.foreign.diff.tar",
-                true,
-                [
-                    ("", Plain),
-                    (".gzip", Gzip),
-                    (".zstd", Zstd),
-                    ("+gzip", Gzip),
-                ],
-            ),
-            (
-                "application/vnd.docker.image.rootfs.diff.tar",
-                false,
-                [
-                    ("", Plain),
-                    (".gzip", Gzip),
-                    (".zstd", Zstd),
-                    ("+gzip", Gzip),
-                ],
-            ),
-        ];
-        tables.iter().find_map(|(stem, foreign, suffixes)| {
-            let suffix = essence.strip_prefix(stem)?;
-            let (_, compression) = suffixes.iter().find(|(known, _)| *known == suffix)?;
-            Some(Self {
-                compression: *compression,
-                foreign: *foreign,
-            })
+        STEMS.iter().find_map(|(stem, foreign)| {
+            let compression = match essence.strip_prefix(stem)? {
+                "" => LayerCompression::Plain,
+                "+gzip" | ".gzip" => LayerCompression::Gzip,
+                "+zstd" | ".zstd" => LayerCompression::Zstd,
+                _ => return None,
+            };
+            Some(Self { compression, foreign: *foreign })
         })
     }
 }
 
+/// How media types of layers begin, and whether those are foreign. OCI joins the compression with a
+/// plus sign and Docker with a dot; writers mix them up.
+const STEMS: [(&str, bool); 4] = [
+    ("application/vnd.oci.image.layer.v1.tar", false),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", true),
+    ("application/vnd.docker.image.rootfs.diff.tar", false),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", true),
+];
+
 /// A media type without its parameters, in lower case.
 pub fn essence(media_type: &str) -> String {
-    media_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -153,61 +115,24 @@ mod tests {
     fn layers_are_classified() {
         use LayerCompression::{Gzip, Plain, Zstd};
         let table = [
-            (
-                "application/vnd.oci.image.layer.v1.tar",
-                Some((Plain, false)),
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip",
-                Some((Gzip, false)),
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+zstd",
-                Some((Zstd, false)),
-            ),
-            (
-                "application/vnd.oci.image.layer.nondistributable.v1.tar",
-                Some((Plain, true)),
-            ),
-            (
-                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-                Some((Gzip, true)),
-            ),
-            (
-                "application/vnd.docker.image.rootfs.diff.tar",
-                Some((Plain, false)),
-            ),
-            (
-                "application/vnd.docker.image.rootfs.diff.tar.gzip",
-                Some((Gzip, false)),
-            ),
-            (
-                "application/vnd.docker.image.rootfs.diff.tar.zstd",
-                Some((Zstd, false)),
-            ),
-            (
-                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-                Some((Gzip, true)),
-            ),
-            (
-                "Application/vnd.oci.image.layer.v1.tar+gzip; x=y",
-                Some((Gzip, false)),
-            ),
-            (
-                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
-                None,
-            ),
+            ("application/vnd.oci.image.layer.v1.tar", Some((Plain, false))),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", Some((Gzip, false))),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", Some((Zstd, false))),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar", Some((Plain, true))),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Some((Gzip, true))),
+            ("application/vnd.docker.image.rootfs.diff.tar", Some((Plain, false))),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some((Gzip, false))),
+            ("application/vnd.docker.image.rootfs.diff.tar.zstd", Some((Zstd, false))),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Some((Gzip, true))),
+            ("Application/vnd.oci.image.layer.v1.tar+gzip; x=y", Some((Gzip, false))),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
             ("application/vnd.oci.image.layer.v1.tarball", None),
             ("application/vnd.in-toto+json", None),
             ("", None),
         ];
         for (media_type, expected) in table {
             let kind = LayerKind::from_media_type(media_type);
-            assert_eq!(
-                kind.map(|k| (k.compression, k.foreign)),
-                expected,
-                "{media_type}"
-            );
+            assert_eq!(kind.map(|k| (k.compression, k.foreign)), expected, "{media_type}");
         }
     }
 
@@ -215,10 +140,7 @@ mod tests {
     fn documents_are_classified() {
         let kind = DocumentKind::from_media_type;
         for media_type in ACCEPTED_MANIFESTS {
-            assert!(matches!(
-                kind(media_type),
-                Some(DocumentKind::Manifest | DocumentKind::Index)
-            ));
+            assert!(matches!(kind(media_type), Some(DocumentKind::Manifest | DocumentKind::Index)));
         }
         let with_parameter = format!("{MEDIA_TYPE_OCI_INDEX}; charset=utf-8");
         assert_eq!(kind(&with_parameter), Some(DocumentKind::Index));

@@ -107,10 +107,7 @@ impl Platform {
             digits.map_or(Some(fallback), |digits| digits.parse::<u32>().ok())
         };
         let older_arm = |from: u32| {
-            (5..=from.min(8))
-                .rev()
-                .map(|v| ("arm", Some(format!("v{v}"))))
-                .collect::<Vec<_>>()
+            (5..=from.min(8)).rev().map(|v| ("arm", Some(format!("v{v}")))).collect::<Vec<_>>()
         };
         let mut all = vec![own];
         match self.architecture.as_str() {
@@ -135,10 +132,9 @@ impl Platform {
     fn older_arm64(&self) -> Vec<Option<String>> {
         let text = self.variant.as_deref().unwrap_or("v8");
         let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
-        let (Some(major), Ok(minor)) = (
-            major.strip_prefix('v').and_then(|m| m.parse::<u32>().ok()),
-            minor.parse::<u32>(),
-        ) else {
+        let (Some(major), Ok(minor)) =
+            (major.strip_prefix('v').and_then(|m| m.parse::<u32>().ok()), minor.parse::<u32>())
+        else {
             return vec![None];
         };
         let minor = minor.min(15);
@@ -163,9 +159,7 @@ impl Platform {
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant
-            .as_ref()
-            .map_or(Ok(()), |variant| write!(f, "/{variant}"))
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
     }
 }
 
@@ -175,14 +169,10 @@ impl FromStr for Platform {
     /// `OS/ARCH[/VARIANT]`; a known architecture or operating system alone is completed from this
     /// machine's.
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let wrong = || PlatformError {
-            found: text.to_owned(),
-        };
+        let wrong = || PlatformError { found: text.to_owned() };
         let word = |part: &&str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         let parts: Vec<&str> = text.split('/').collect();
         if !parts.iter().all(word) {
@@ -198,10 +188,7 @@ impl FromStr for Platform {
                     return Ok(guess);
                 }
                 let guess = Self::new(one, &host.architecture, host.variant.as_deref());
-                KNOWN_SYSTEMS
-                    .contains(&guess.os.as_str())
-                    .then_some(guess)
-                    .ok_or_else(wrong)
+                KNOWN_SYSTEMS.contains(&guess.os.as_str()).then_some(guess).ok_or_else(wrong)
             }
             _ => Err(wrong()),
         }
@@ -237,30 +224,14 @@ mod tests {
             ("unknown/unknown", "unknown/unknown"),
         ];
         for (text, normal) in table {
-            assert_eq!(
-                text.parse::<Platform>().unwrap().to_string(),
-                normal,
-                "{text}"
-            );
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), normal, "{text}");
         }
         assert_eq!("arm64".parse::<Platform>().unwrap().architecture(), "arm64");
         assert_eq!(
             "linux".parse::<Platform>(),
-            Ok(Platform::new(
-                "linux",
-                Platform::host().architecture(),
-                None
-            ))
+            Ok(Platform::new("linux", Platform::host().architecture(), None))
         );
-        for text in [
-            "",
-            "/",
-            "linux/",
-            "a/b/c/d",
-            "li nux/amd64",
-            "nonsense",
-            "linux//v8",
-        ] {
+        for text in ["", "/", "linux/", "a/b/c/d", "li nux/amd64", "nonsense", "linux//v8"] {
             let error = text.parse::<Platform>().expect_err(text);
             assert!(error.to_string().contains("expected OS/ARCH"), "{error}");
         }
@@ -270,45 +241,20 @@ mod tests {
     fn preference_is_containerds() {
         // wanted, candidates from best to worst, candidates that do not run
         let table: &[(&str, &[&str], &[&str])] = &[
-            (
-                "linux/amd64",
-                &["linux/amd64", "linux/386"],
-                &["linux/amd64/v2", "linux/arm64"],
-            ),
+            ("linux/amd64", &["linux/amd64", "linux/386"], &["linux/amd64/v2", "linux/arm64"]),
             (
                 "linux/amd64/v3",
-                &[
-                    "linux/amd64/v3",
-                    "linux/amd64/v2",
-                    "linux/amd64",
-                    "linux/386",
-                ],
+                &["linux/amd64/v3", "linux/amd64/v2", "linux/amd64", "linux/386"],
                 &["linux/amd64/v4"],
             ),
             (
                 "linux/arm64",
-                &[
-                    "linux/arm64",
-                    "linux/arm/v8",
-                    "linux/arm/v7",
-                    "linux/arm/v6",
-                    "linux/arm/v5",
-                ],
-                &[
-                    "linux/arm64/v9",
-                    "linux/arm64/v8.1",
-                    "linux/amd64",
-                    "windows/arm64",
-                ],
+                &["linux/arm64", "linux/arm/v8", "linux/arm/v7", "linux/arm/v6", "linux/arm/v5"],
+                &["linux/arm64/v9", "linux/arm64/v8.1", "linux/amd64", "windows/arm64"],
             ),
             (
                 "linux/arm64/v9",
-                &[
-                    "linux/arm64/v9",
-                    "linux/arm64/v8.5",
-                    "linux/arm64/v8.1",
-                    "linux/arm64",
-                ],
+                &["linux/arm64/v9", "linux/arm64/v8.5", "linux/arm64/v8.1", "linux/arm64"],
                 &["linux/arm64/v9.1", "linux/arm64/v8.6"],
             ),
             (
@@ -316,11 +262,7 @@ mod tests {
                 &["linux/arm/v7", "linux/arm/v6", "linux/arm/v5"],
                 &["linux/arm/v8", "linux/arm64"],
             ),
-            (
-                "linux/riscv64",
-                &["linux/riscv64"],
-                &["linux/amd64", "unknown/unknown"],
-            ),
+            ("linux/riscv64", &["linux/riscv64"], &["linux/amd64", "unknown/unknown"]),
         ];
         for (wanted, better, never) in table {
             let wanted: Platform = wanted.parse().unwrap();
@@ -335,14 +277,7 @@ mod tests {
 
     #[test]
     fn hostile_variants_are_harmless() {
-        for variant in [
-            "v99999999999",
-            "v9.4294967295",
-            "v",
-            "v8.",
-            "vx",
-            "v4294967295",
-        ] {
+        for variant in ["v99999999999", "v9.4294967295", "v", "v8.", "vx", "v4294967295"] {
             for architecture in ["arm64", "arm", "amd64"] {
                 let platform = Platform::new("linux", architecture, Some(variant));
                 assert!(platform.rank(&platform).is_some(), "{platform}");

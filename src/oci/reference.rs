@@ -148,14 +148,12 @@ impl Reference {
         let place = |path: &Path| cwd.join(path).components().collect();
         match self {
             Self::Registry(_) => self.clone(),
-            Self::Layout(l) => Self::Layout(LayoutReference {
-                dir: place(&l.dir),
-                tag: l.tag.clone(),
-            }),
-            Self::OciArchive(a) => Self::OciArchive(ArchiveReference {
-                file: place(&a.file),
-                image: a.image.clone(),
-            }),
+            Self::Layout(l) => {
+                Self::Layout(LayoutReference { dir: place(&l.dir), tag: l.tag.clone() })
+            }
+            Self::OciArchive(a) => {
+                Self::OciArchive(ArchiveReference { file: place(&a.file), image: a.image.clone() })
+            }
             Self::DockerArchive(a) => Self::DockerArchive(ArchiveReference {
                 file: place(&a.file),
                 image: a.image.clone(),
@@ -185,29 +183,20 @@ impl FromStr for Reference {
             let (dir, tag) = split_path(text, rest, "a directory after oci:")?;
             check_layout_name(text, tag)?;
             let tag = tag.map(str::to_owned);
-            return Ok(Self::Layout(LayoutReference {
-                dir: dir.into(),
-                tag,
-            }));
+            return Ok(Self::Layout(LayoutReference { dir: dir.into(), tag }));
         }
         if let Some(rest) = text.strip_prefix(OCI_ARCHIVE) {
             let (file, image) = split_path(text, rest, "a file after oci-archive:")?;
             check_layout_name(text, image)?;
             let image = image.map(str::to_owned);
-            return Ok(Self::OciArchive(ArchiveReference {
-                file: file.into(),
-                image,
-            }));
+            return Ok(Self::OciArchive(ArchiveReference { file: file.into(), image }));
         }
         if let Some(rest) = text.strip_prefix(DOCKER_ARCHIVE) {
             let (file, image) = split_path(text, rest, "a file after docker-archive:")?;
             // `docker save` writes full names; a short one has to mean the same
             let image = image.map(|image| parse_registry(text, image)).transpose()?;
             let image = image.map(|image| image.to_string());
-            return Ok(Self::DockerArchive(ArchiveReference {
-                file: file.into(),
-                image,
-            }));
+            return Ok(Self::DockerArchive(ArchiveReference { file: file.into(), image }));
         }
         let name = text.strip_prefix(REGISTRY).unwrap_or(text);
         parse_registry(text, name).map(Self::Registry)
@@ -225,11 +214,7 @@ impl fmt::Display for Reference {
                 // A host called `oci` with a port would read as a prefix
                 let plain = r.to_string();
                 let prefixes = [LAYOUT, OCI_ARCHIVE, DOCKER_ARCHIVE];
-                if prefixes
-                    .iter()
-                    .chain(&FOREIGN)
-                    .any(|prefix| plain.starts_with(prefix))
-                {
+                if prefixes.iter().chain(&FOREIGN).any(|prefix| plain.starts_with(prefix)) {
                     f.write_str(REGISTRY)?;
                 }
                 f.write_str(&plain)
@@ -272,9 +257,7 @@ impl fmt::Display for RegistryReference {
         if let Some(Tag(tag)) = &self.tag {
             write!(f, ":{tag}")?;
         }
-        self.digest
-            .as_ref()
-            .map_or(Ok(()), |digest| write!(f, "@{digest}"))
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
     }
 }
 
@@ -372,11 +355,7 @@ fn parse_registry(reference: &str, text: &str) -> Result<RegistryReference, Refe
         None => None,
     };
     let repository = parse_repository(reference, name)?;
-    Ok(RegistryReference {
-        repository,
-        tag,
-        digest,
-    })
+    Ok(RegistryReference { repository, tag, digest })
 }
 
 fn parse_repository(reference: &str, name: &str) -> Result<Repository, ReferenceError> {
@@ -390,17 +369,9 @@ fn parse_repository(reference: &str, name: &str) -> Result<Repository, Reference
         _ => (DEFAULT_HOST, name),
     };
     if !is_host(host) {
-        return Err(part(
-            reference,
-            "a registry such as ghcr.io or localhost:5000",
-            host,
-        ));
+        return Err(part(reference, "a registry such as ghcr.io or localhost:5000", host));
     }
-    let host = if host == "index.docker.io" {
-        DEFAULT_HOST
-    } else {
-        host
-    };
+    let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };
     let path = match path {
         short if host == DEFAULT_HOST && !short.contains('/') && !short.is_empty() => {
             format!("{DEFAULT_NAMESPACE}/{short}")
@@ -412,20 +383,13 @@ fn parse_repository(reference: &str, name: &str) -> Result<Repository, Reference
         return Err(part(reference, expected, name));
     }
     if host.len() + 1 + path.len() > MAX_NAME {
-        return Err(part(
-            reference,
-            "a repository name of at most 255 bytes",
-            name,
-        ));
+        return Err(part(reference, "a repository name of at most 255 bytes", name));
     }
     // Docker reads such a name as the id of an image, so it names none
     if name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return Err(part(reference, "a name, not the id of an image", name));
     }
-    Ok(Repository {
-        host: host.to_owned(),
-        path,
-    })
+    Ok(Repository { host: host.to_owned(), path })
 }
 
 fn is_tag(text: &str) -> bool {
@@ -440,10 +404,7 @@ fn is_tag(text: &str) -> bool {
 fn is_path_component(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
-    let edges = bytes
-        .first()
-        .zip(bytes.last())
-        .is_some_and(|(a, z)| plain(*a) && plain(*z));
+    let edges = bytes.first().zip(bytes.last()).is_some_and(|(a, z)| plain(*a) && plain(*z));
     edges
         && bytes.iter().all(|b| plain(*b) || b"._-".contains(b))
         && text
@@ -473,19 +434,13 @@ fn is_host(text: &str) -> bool {
         let bytes = label.as_bytes();
         edge(bytes.first())
             && edge(bytes.last())
-            && bytes
-                .iter()
-                .all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
     };
     port_fits && name.split('.').all(label)
 }
 
 fn part(reference: &str, expected: &'static str, found: &str) -> ReferenceError {
-    ReferenceError::Part {
-        reference: reference.to_owned(),
-        expected,
-        found: found.to_owned(),
-    }
+    ReferenceError::Part { reference: reference.to_owned(), expected, found: found.to_owned() }
 }
 
 #[cfg(test)]

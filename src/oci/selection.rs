@@ -50,14 +50,7 @@ impl Selection {
     /// A search that begins at `root`, which may be a manifest itself.
     pub fn new(wanted: Platform, root: &Descriptor) -> Self {
         let root = root.digest;
-        Self {
-            wanted,
-            root,
-            visits: 0,
-            pending: Vec::new(),
-            depth: 0,
-            seen: Vec::new(),
-        }
+        Self { wanted, root, visits: 0, pending: Vec::new(), depth: 0, seen: Vec::new() }
     }
 
     /// Looks at a fetched document: the root first, then what [`Step::Fetch`] asked for.
@@ -65,10 +58,7 @@ impl Selection {
         self.visits += 1;
         let index = match Manifest::parse(descriptor, bytes)? {
             Manifest::Image(manifest) => {
-                return Ok(Step::Image {
-                    manifest,
-                    platform: descriptor.platform.clone(),
-                });
+                return Ok(Step::Image { manifest, platform: descriptor.platform.clone() });
             }
             Manifest::Index(index) => index,
         };
@@ -76,22 +66,14 @@ impl Selection {
         if depth > MAX_INDEX_DEPTH {
             return Err(self.too_deep("nested indexes", MAX_INDEX_DEPTH));
         }
-        self.seen.extend(
-            index
-                .manifests
-                .iter()
-                .filter_map(|entry| entry.platform.clone()),
-        );
+        self.seen.extend(index.manifests.iter().filter_map(|entry| entry.platform.clone()));
         let mut ranked: Vec<(usize, Descriptor)> = index
             .manifests
             .into_iter()
             .filter(|entry| {
                 // An entry that says what it is and is neither image nor index is passed over
                 use DocumentKind::{Index, Manifest};
-                matches!(
-                    DocumentKind::from_media_type(&entry.media_type),
-                    Some(Index | Manifest)
-                )
+                matches!(DocumentKind::from_media_type(&entry.media_type), Some(Index | Manifest))
             })
             .filter_map(|entry| match &entry.platform {
                 Some(platform) => self.wanted.rank(platform).map(|rank| (rank, entry)),
@@ -99,8 +81,7 @@ impl Selection {
             })
             .collect();
         ranked.sort_by_key(|(rank, _)| *rank);
-        self.pending
-            .extend(ranked.into_iter().rev().map(|(_, entry)| (entry, depth)));
+        self.pending.extend(ranked.into_iter().rev().map(|(_, entry)| (entry, depth)));
         self.next()
     }
 
@@ -116,8 +97,8 @@ impl Selection {
             found.sort_by_key(Platform::to_string);
             found.dedup();
             return Err(OciError::NoPlatform {
-                digest: self.root,
-                wanted: self.wanted.clone(),
+                digest: self.root.into(),
+                wanted: self.wanted.clone().into(),
                 found,
             });
         };
@@ -129,11 +110,7 @@ impl Selection {
     }
 
     fn too_deep(&self, what: &'static str, limit: usize) -> OciError {
-        OciError::TooDeep {
-            digest: self.root,
-            what,
-            limit,
-        }
+        OciError::TooDeep { digest: self.root.into(), what, limit }
     }
 }
 
@@ -166,10 +143,7 @@ mod tests {
 
         fn index(&mut self, entries: &[Descriptor]) -> Descriptor {
             let entries: Vec<String> = entries.iter().map(entry).collect();
-            let text = format!(
-                r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-                entries.join(",")
-            );
+            let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
             self.put(MEDIA_TYPE_OCI_INDEX, text)
         }
 
@@ -199,9 +173,7 @@ mod tests {
 
     fn entry(descriptor: &Descriptor) -> String {
         let platform = descriptor.platform.as_ref().map_or(String::new(), |p| {
-            let variant = p
-                .variant()
-                .map_or(String::new(), |v| format!(r#","variant":"{v}""#));
+            let variant = p.variant().map_or(String::new(), |v| format!(r#","variant":"{v}""#));
             format!(
                 r#","platform":{{"os":"{}","architecture":"{}"{variant}}}"#,
                 p.os(),
@@ -228,10 +200,7 @@ mod tests {
         assert_eq!(store.select("linux/arm64", &root, &[]).unwrap(), "arm7");
         let error = store.select("linux/s390x", &root, &[]).unwrap_err();
         let message = error.to_string();
-        assert!(
-            message.contains("linux/s390x, found: linux/amd64, linux/arm/v6"),
-            "{message}"
-        );
+        assert!(message.contains("linux/s390x, found: linux/amd64, linux/arm/v6"), "{message}");
         assert!(error.hint().unwrap().contains("--platform"));
     }
 
@@ -254,9 +223,7 @@ mod tests {
         assert_eq!(store.select("linux/amd64", &root, &[]).unwrap(), "amd");
         assert_eq!(store.select("linux/arm64", &root, &[]).unwrap(), "arm");
         assert_eq!(store.select("linux/ppc64le", &root, &[]).unwrap(), "plain");
-        let error = store
-            .select("linux/ppc64le", &root, &["plain"])
-            .unwrap_err();
+        let error = store.select("linux/ppc64le", &root, &["plain"]).unwrap_err();
         assert!(error.to_string().contains("linux/s390x"), "{error}");
     }
 
@@ -268,30 +235,12 @@ mod tests {
             deep = store.index(&[deep]);
         }
         let error = store.select("linux/amd64", &deep, &[]).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                OciError::TooDeep {
-                    limit: MAX_INDEX_DEPTH,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, OciError::TooDeep { limit: MAX_INDEX_DEPTH, .. }), "{error}");
         let names: Vec<String> = (0..=MAX_VISITS).map(|n| n.to_string()).collect();
         let many: Vec<_> = names.iter().map(|name| store.image(name, None)).collect();
         let wide = store.index(&many);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let error = store.select("linux/amd64", &wide, &names).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                OciError::TooDeep {
-                    limit: MAX_VISITS,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, OciError::TooDeep { limit: MAX_VISITS, .. }), "{error}");
     }
 }

@@ -71,9 +71,7 @@ impl Token {
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token")
-            .field("expires", &self.expires)
-            .finish_non_exhaustive()
+        f.debug_struct("Token").field("expires", &self.expires).finish_non_exhaustive()
     }
 }
 
@@ -85,10 +83,7 @@ impl Tokens {
     /// The token of a repository, unless it expires.
     pub(super) fn find(&self, repository: &Repository) -> Option<Token> {
         let tokens = self.lock();
-        tokens
-            .get(repository)
-            .filter(|token| token.expires > Instant::now())
-            .cloned()
+        tokens.get(repository).filter(|token| token.expires > Instant::now()).cloned()
     }
 
     pub(super) fn keep(&self, repository: &Repository, token: Token) {
@@ -124,9 +119,7 @@ pub(super) async fn fetch(
 ) -> Result<Token, RegistryError> {
     let what = format!("token for {repository}");
     let url = url(endpoint, repository, challenge, &what)?;
-    let response = clients
-        .send(Method::GET, url, HeaderMap::new(), &what)
-        .await?;
+    let response = clients.send(Method::GET, url, HeaderMap::new(), &what).await?;
     if response.status() != StatusCode::OK {
         let (status, url) = (response.status(), shown(response.url()));
         let retry_after = retry::after(response.headers());
@@ -134,60 +127,32 @@ pub(super) async fn fetch(
         // A missing token server must not read as a missing image
         if status == StatusCode::NOT_FOUND {
             let detail = excerpt(&body);
-            return Err(RegistryError::Status {
-                url,
-                status: 404,
-                retry_after,
-                detail,
-            });
+            return Err(RegistryError::Status { url, status: 404, retry_after, detail });
         }
         let asked = Asked::Manifest(String::new());
-        return Err(RegistryError::of_status(
-            status,
-            url,
-            retry_after,
-            &body,
-            repository,
-            &asked,
-        ));
+        return Err(RegistryError::of_status(status, url, retry_after, &body, repository, &asked));
     }
-    let content_type = response
-        .headers()
-        .get("content-type")
-        .map(HeaderValue::as_bytes);
+    let content_type = response.headers().get("content-type").map(HeaderValue::as_bytes);
     let content_type = excerpt(content_type.unwrap_or_default());
     let bytes = body::read(response, MAX_TOKEN_ANSWER, &what).await?;
     let answer: Answer = serde_json::from_slice(&bytes).map_err(|_| {
         // Not an excerpt of the body: it may hold a token
         let excerpt = String::new();
-        RegistryError::NotJson {
-            what: what.clone(),
-            content_type,
-            excerpt,
-        }
+        RegistryError::NotJson { what: what.clone(), content_type, excerpt }
     })?;
     let wrong = |found: &str| RegistryError::Protocol {
         what: what.clone(),
         expected: "a token",
         found: found.to_owned(),
     };
-    let token = answer
-        .token
-        .or(answer.access_token)
-        .filter(|token| !token.is_empty());
+    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| wrong("none"))?;
     let mut header = HeaderValue::try_from(format!("Bearer {token}"))
         .map_err(|_| wrong("characters that no header can hold"))?;
     header.set_sensitive(true);
-    let life = answer
-        .expires_in
-        .map_or(DEFAULT_LIFE, Duration::from_secs)
-        .min(MAX_LIFE);
+    let life = answer.expires_in.map_or(DEFAULT_LIFE, Duration::from_secs).min(MAX_LIFE);
     // Renewed early: it has to live until the registry reads it
-    Ok(Token {
-        header,
-        expires: Instant::now() + life.mul_f64(0.9),
-    })
+    Ok(Token { header, expires: Instant::now() + life.mul_f64(0.9) })
 }
 
 fn url(
@@ -285,11 +250,9 @@ mod tests {
     #[test]
     fn challenges_are_parsed() {
         let full = Some(("https://a/t", Some("s"), Some("repository:x/y:pull,push")));
-        let table: &[(&[&str], Option<(&str, Option<&str>, Option<&str>)>)] = &[
-            (
-                &[r#"Bearer realm="https://a/t",service="s",scope="repository:x/y:pull,push""#],
-                full,
-            ),
+        type Found = Option<(&'static str, Option<&'static str>, Option<&'static str>)>;
+        let table: &[(&[&str], Found)] = &[
+            (&[r#"Bearer realm="https://a/t",service="s",scope="repository:x/y:pull,push""#], full),
             (
                 &[r#"bearer  Realm = "https://a/t" , service=s,scope="repository:x/y:pull,push" "#],
                 full,
@@ -304,18 +267,9 @@ mod tests {
                 &["Basic realm=x", r#"Bearer realm="https://a/t""#],
                 Some(("https://a/t", None, None)),
             ),
-            (
-                &[r#"Bearer realm="a\"b\\c",realm="second""#],
-                Some((r#"a"b\c"#, None, None)),
-            ),
-            (
-                &[r#"Negotiate dG9rZW4=, Bearer realm=u"#],
-                Some(("u", None, None)),
-            ),
-            (
-                &[r#"Bearer realm="unterminated"#],
-                Some(("unterminated", None, None)),
-            ),
+            (&[r#"Bearer realm="a\"b\\c",realm="second""#], Some((r#"a"b\c"#, None, None))),
+            (&[r#"Negotiate dG9rZW4=, Bearer realm=u"#], Some(("u", None, None))),
+            (&[r#"Bearer realm="unterminated"#], Some(("unterminated", None, None))),
             (&["Bearer"], None),
             (&[r#"Basic realm="x""#], None),
             (&["=,=", ""], None),
@@ -347,22 +301,10 @@ mod tests {
             ("ghcr.io", "/relative", None),
         ];
         for (host, realm, expected) in table {
-            let challenge = Challenge {
-                realm: realm.to_owned(),
-                service: Some("s 1".to_owned()),
-                scope: None,
-            };
-            let url = url(
-                &Endpoint::of(host),
-                reference.repository(),
-                &challenge,
-                "token",
-            );
-            assert_eq!(
-                url.ok().as_ref().map(Url::as_str),
-                expected,
-                "{host} {realm}"
-            );
+            let challenge =
+                Challenge { realm: realm.to_owned(), service: Some("s 1".to_owned()), scope: None };
+            let url = url(&Endpoint::of(host), reference.repository(), &challenge, "token");
+            assert_eq!(url.ok().as_ref().map(Url::as_str), expected, "{host} {realm}");
         }
     }
 

@@ -18,11 +18,7 @@ pub(super) async fn read(
     limit: u64,
     what: &str,
 ) -> Result<Bytes, RegistryError> {
-    let too_large = |found| RegistryError::TooLarge {
-        what: what.to_owned(),
-        limit,
-        found,
-    };
+    let too_large = |found| RegistryError::TooLarge { what: what.to_owned(), limit, found };
     if let Some(found) = response.content_length().filter(|length| *length > limit) {
         return Err(too_large(found));
     }
@@ -62,13 +58,7 @@ pub struct BlobStream {
 impl BlobStream {
     pub(super) fn new(response: Response, expected: u64, what: String) -> Self {
         let inner = response.bytes_stream().boxed();
-        Self {
-            inner,
-            what,
-            expected,
-            received: 0,
-            ended: false,
-        }
+        Self { inner, what, expected, received: 0, ended: false }
     }
 
     /// Bytes received so far.
@@ -83,11 +73,7 @@ impl BlobStream {
     ) -> Option<Result<Bytes, RegistryError>> {
         let length = |found| {
             let (what, expected) = (self.what.clone(), self.expected);
-            Err(RegistryError::Length {
-                what,
-                expected,
-                found,
-            })
+            Err(RegistryError::Length { what, expected, found })
         };
         match item {
             Some(Ok(bytes)) => {

@@ -1,6 +1,6 @@
 //! The HTTP clients, where each registry is, and what their errors mean.
 
-use std::{error::Error as _, io, net::IpAddr};
+use std::{io, net::IpAddr};
 
 use reqwest::{
     Client, ClientBuilder, Method, Response, Url,
@@ -30,10 +30,7 @@ impl Endpoint {
             "docker.io" => "registry-1.docker.io",
             other => other,
         };
-        Self {
-            authority: authority.to_owned(),
-            loopback: is_loopback(authority),
-        }
+        Self { authority: authority.to_owned(), loopback: is_loopback(authority) }
     }
 
     pub(super) fn is_loopback(&self) -> bool {
@@ -57,8 +54,7 @@ impl Endpoint {
     /// Whether an answer came from this registry and not from where a redirect led.
     pub(super) fn answered(&self, response: &Response) -> bool {
         let found = response.url();
-        self.url("/")
-            .is_ok_and(|own| own.origin() == found.origin())
+        self.url("/").is_ok_and(|own| own.origin() == found.origin())
     }
 }
 
@@ -79,26 +75,12 @@ impl Clients {
         // Building fails without CA certificates; then https has to, but http need not
         let (remote, certificates) = match builder(options).build() {
             Ok(client) => (client, true),
-            Err(_) => (
-                builder(options)
-                    .tls_certs_only([])
-                    .build()
-                    .map_err(failed)?,
-                false,
-            ),
+            Err(_) => (builder(options).tls_certs_only([]).build().map_err(failed)?, false),
         };
         let local = builder(options).no_proxy();
-        let local = if certificates {
-            local
-        } else {
-            local.tls_certs_only([])
-        };
+        let local = if certificates { local } else { local.tls_certs_only([]) };
         let loopback = local.build().map_err(failed)?;
-        Ok(Self {
-            loopback,
-            remote,
-            certificates,
-        })
+        Ok(Self { loopback, remote, certificates })
     }
 
     /// Sends a request, follows redirects, and waits for the headers of the last answer.
@@ -113,9 +95,7 @@ impl Clients {
         what: &str,
     ) -> Result<Response, RegistryError> {
         for _ in 0..=MAX_REDIRECTS {
-            let response = self
-                .exchange(method.clone(), &url, headers.clone(), what)
-                .await?;
+            let response = self.exchange(method.clone(), &url, headers.clone(), what).await?;
             let Some(next) = redirect(&response, &url, what)? else {
                 return Ok(response);
             };
@@ -139,16 +119,8 @@ impl Clients {
         if https && !self.certificates {
             return Err(RegistryError::NoCertificates { host });
         }
-        let client = if is_loopback(&host) {
-            &self.loopback
-        } else {
-            &self.remote
-        };
-        let answer = client
-            .request(method, url.clone())
-            .headers(headers)
-            .send()
-            .await;
+        let client = if is_loopback(&host) { &self.loopback } else { &self.remote };
+        let answer = client.request(method, url.clone()).headers(headers).send().await;
         answer.map_err(|source| {
             if !source.is_connect() {
                 return broken(source, what);
@@ -158,16 +130,8 @@ impl Clients {
             // Its URL may hold a signed query
             let source = source.without_url();
             match tls {
-                Some(detail) => RegistryError::Tls {
-                    host,
-                    detail,
-                    source,
-                },
-                None => RegistryError::Unreachable {
-                    host,
-                    detail,
-                    source,
-                },
+                Some(detail) => RegistryError::Tls { host, detail, source },
+                None => RegistryError::Unreachable { host, detail, source },
             }
         })
     }
@@ -193,11 +157,7 @@ fn redirect(response: &Response, from: &Url, what: &str) -> Result<Option<Url>, 
 
 fn wrong_redirect(what: &str, found: String) -> RegistryError {
     let what = what.to_owned();
-    RegistryError::Protocol {
-        what,
-        expected: "redirects that can be followed",
-        found,
-    }
+    RegistryError::Protocol { what, expected: "redirects that can be followed", found }
 }
 
 /// What it means that an answer stopped coming.
@@ -207,11 +167,7 @@ pub(super) fn broken(source: reqwest::Error, what: &str) -> RegistryError {
     if source.is_timeout() {
         return RegistryError::Timeout { what, source };
     }
-    RegistryError::Interrupted {
-        what,
-        detail,
-        source,
-    }
+    RegistryError::Interrupted { what, detail, source }
 }
 
 fn builder(options: &RegistryOptions) -> ClientBuilder {
@@ -228,10 +184,7 @@ fn is_loopback(authority: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => authority.split(':').next().unwrap_or_default(),
     };
-    host == "localhost"
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// A URL for messages: without a query, which may be a signature.
@@ -241,8 +194,7 @@ pub(super) fn shown(url: &Url) -> String {
 
 fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// The cause at the end of the chain, which is the one that says something.
@@ -258,22 +210,14 @@ fn innermost(error: &reqwest::Error) -> String {
 }
 
 /// What rustls says, where it is rustls that failed.
-fn tls_error(error: &reqwest::Error) -> Option<String> {
-    let mut next = error.source();
-    while let Some(source) = next {
-        // An I/O error does not name what it wraps as its source
-        let wrapped = source
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        let tls = source
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if let Some(tls) = tls {
-            return Some(tls.to_string());
-        }
-        next = source.source();
+fn tls_error(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return Some(tls.to_string());
     }
-    None
+    // An I/O error does not name what it wraps as its source
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let wrapped = wrapped.and_then(|inner| tls_error(inner));
+    wrapped.or_else(|| error.source().and_then(tls_error))
 }
 
 #[cfg(test)]
@@ -296,11 +240,7 @@ mod tests {
             ("127.0.0.1.example.com", "https://127.0.0.1.example.com/v2/"),
         ];
         for (host, url) in table {
-            assert_eq!(
-                Endpoint::of(host).url("/v2/").unwrap().as_str(),
-                url,
-                "{host}"
-            );
+            assert_eq!(Endpoint::of(host).url("/v2/").unwrap().as_str(), url, "{host}");
         }
     }
 

@@ -133,9 +133,9 @@ pub enum RegistryError {
         /// What was asked for.
         what: String,
         /// The digest it should have.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest it has.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// A login page, a captive portal, an empty answer.
     #[error("{what} is no JSON: found {content_type:?} beginning {excerpt:?}")]
@@ -186,18 +186,11 @@ impl RegistryError {
             Self::NoCertificates { .. } => {
                 "install them, on Debian with: apt install ca-certificates"
             }
-            Self::NotFound {
-                missing: Missing::Repository,
-                ..
-            } => "check the image's name",
-            Self::NotFound {
-                missing: Missing::Manifest,
-                ..
-            } => "check the image's name and tag",
-            Self::NotFound {
-                missing: Missing::Blob,
-                ..
-            } => "the image is incomplete in its registry: push it again",
+            Self::NotFound { missing: Missing::Repository, .. } => "check the image's name",
+            Self::NotFound { missing: Missing::Manifest, .. } => "check the image's name and tag",
+            Self::NotFound { missing: Missing::Blob, .. } => {
+                "the image is incomplete in its registry: push it again"
+            }
             Self::Unauthorised { .. } => {
                 "check the name: a registry answers so for what does not exist as well; \
                  private repositories cannot be pulled yet"
@@ -232,16 +225,13 @@ impl RegistryError {
         repository: &Repository,
         asked: &Asked,
     ) -> Self {
-        let errors = serde_json::from_slice::<ErrorBody>(body)
-            .unwrap_or_default()
-            .errors;
+        let errors = serde_json::from_slice::<ErrorBody>(body).unwrap_or_default().errors;
         let says = |code: &str| errors.iter().any(|error| error.code == code);
         let detail = match errors.first() {
             Some(error) => excerpt(format!("{} ({})", error.message, error.code).as_bytes()),
-            None if body.is_empty() => status
-                .canonical_reason()
-                .unwrap_or("no reason")
-                .to_lowercase(),
+            None if body.is_empty() => {
+                status.canonical_reason().unwrap_or("no reason").to_lowercase()
+            }
             None => excerpt(body),
         };
         let full = repository.to_string();
@@ -252,27 +242,15 @@ impl RegistryError {
                     Asked::Manifest(name) => (Missing::Manifest, name.clone()),
                     Asked::Blob(name) => (Missing::Blob, name.clone()),
                 };
-                Self::NotFound {
-                    repository: full,
-                    missing,
-                    name,
-                }
+                Self::NotFound { repository: full, missing, name }
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Unauthorised {
-                repository: full,
-                detail,
-            },
-            StatusCode::TOO_MANY_REQUESTS => Self::RateLimited {
-                host: repository.host().to_owned(),
-                retry_after,
-                detail,
-            },
-            _ => Self::Status {
-                url,
-                status: status.as_u16(),
-                retry_after,
-                detail,
-            },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Self::Unauthorised { repository: full, detail }
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                Self::RateLimited { host: repository.host().to_owned(), retry_after, detail }
+            }
+            _ => Self::Status { url, status: status.as_u16(), retry_after, detail },
         }
     }
 }
@@ -348,60 +326,25 @@ mod tests {
         let body =
             |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":"because"}}]}}"#);
         let table = [
-            (
-                404,
-                body("NAME_UNKNOWN"),
-                &manifest,
-                "repository ghcr.io/x/y does not exist",
-            ),
-            (
-                404,
-                body("MANIFEST_UNKNOWN"),
-                &manifest,
-                "image ghcr.io/x/y:1 does not exist",
-            ),
-            (
-                404,
-                String::new(),
-                &manifest,
-                "image ghcr.io/x/y:1 does not exist",
-            ),
-            (
-                404,
-                body("BLOB_UNKNOWN"),
-                &blob,
-                "repository ghcr.io/x/y has no blob sha256:00",
-            ),
+            (404, body("NAME_UNKNOWN"), &manifest, "repository ghcr.io/x/y does not exist"),
+            (404, body("MANIFEST_UNKNOWN"), &manifest, "image ghcr.io/x/y:1 does not exist"),
+            (404, String::new(), &manifest, "image ghcr.io/x/y:1 does not exist"),
+            (404, body("BLOB_UNKNOWN"), &blob, "repository ghcr.io/x/y has no blob sha256:00"),
             (
                 401,
                 body("UNAUTHORIZED"),
                 &manifest,
                 "refuses access to ghcr.io/x/y: because (UNAUTHORIZED)",
             ),
-            (
-                403,
-                String::new(),
-                &manifest,
-                "refuses access to ghcr.io/x/y: forbidden",
-            ),
+            (403, String::new(), &manifest, "refuses access to ghcr.io/x/y: forbidden"),
             (
                 429,
                 "slow\n down".to_owned(),
                 &manifest,
                 "registry ghcr.io limits requests: slow down",
             ),
-            (
-                500,
-                "<html>".to_owned(),
-                &manifest,
-                "URL: expected status 200, found 500: <html>",
-            ),
-            (
-                204,
-                String::new(),
-                &manifest,
-                "URL: expected status 200, found 204: no content",
-            ),
+            (500, "<html>".to_owned(), &manifest, "URL: expected status 200, found 500: <html>"),
+            (204, String::new(), &manifest, "URL: expected status 200, found 204: no content"),
         ];
         for (status, body, asked, expected) in table {
             let status = StatusCode::from_u16(status).unwrap();
@@ -415,10 +358,7 @@ mod tests {
     #[test]
     fn excerpts_are_short_and_harmless() {
         assert_eq!(excerpt(b" a\x1b[31m\r\n b "), "a [31m b");
-        assert_eq!(
-            excerpt("ä".repeat(1000).as_bytes()).chars().count(),
-            MAX_EXCERPT + 1
-        );
+        assert_eq!(excerpt("ä".repeat(1000).as_bytes()).chars().count(), MAX_EXCERPT + 1);
         assert_eq!(excerpt(b"\xff"), "\u{fffd}");
     }
 }

@@ -89,11 +89,7 @@ impl Registry {
     /// A client. It works without CA certificates on the machine until https is used.
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
         let clients = Clients::new(&options)?;
-        Ok(Self {
-            options,
-            clients,
-            tokens: Tokens::default(),
-        })
+        Ok(Self { options, clients, tokens: Tokens::default() })
     }
 
     /// What a reference names: the descriptor of a manifest or an index, and its verified bytes.
@@ -102,21 +98,15 @@ impl Registry {
         reference: &RegistryReference,
     ) -> Result<(Descriptor, Bytes), RegistryError> {
         let asked = Asked::Manifest(reference.target());
-        let request = Request {
-            method: &Method::GET,
-            repository: reference.repository(),
-            asked: &asked,
-        };
+        let request =
+            Request { method: &Method::GET, repository: reference.repository(), asked: &asked };
         self.retrying(|| async move {
             let response = self.send(request).await?;
             let answer = Answer::of(&response, request)?;
             let bytes = body::read(response, MAX_MANIFEST_SIZE, &request.name()).await?;
             let digest = answer.verify(&bytes, reference.digest(), request)?;
             let media_type = media_type(&answer.content_type, &bytes);
-            Ok((
-                Descriptor::new(media_type, digest, bytes.len() as u64),
-                bytes,
-            ))
+            Ok((Descriptor::new(media_type, digest, bytes.len() as u64), bytes))
         })
         .await
     }
@@ -128,11 +118,8 @@ impl Registry {
         reference: &RegistryReference,
     ) -> Result<Option<Descriptor>, RegistryError> {
         let asked = Asked::Manifest(reference.target());
-        let request = Request {
-            method: &Method::HEAD,
-            repository: reference.repository(),
-            asked: &asked,
-        };
+        let request =
+            Request { method: &Method::HEAD, repository: reference.repository(), asked: &asked };
         self.retrying(|| async move {
             let response = self.send(request).await?;
             let answer = Answer::of(&response, request)?;
@@ -153,11 +140,7 @@ impl Registry {
         descriptor: &Descriptor,
     ) -> Result<Bytes, RegistryError> {
         let asked = Asked::Manifest(descriptor.digest.to_string());
-        let request = Request {
-            method: &Method::GET,
-            repository,
-            asked: &asked,
-        };
+        let request = Request { method: &Method::GET, repository, asked: &asked };
         let limit = descriptor.size.min(MAX_MANIFEST_SIZE);
         self.retrying(|| async move {
             let response = self.send(request).await?;
@@ -178,11 +161,7 @@ impl Registry {
         descriptor: &Descriptor,
     ) -> Result<BlobStream, RegistryError> {
         let asked = Asked::Blob(descriptor.digest.to_string());
-        let request = Request {
-            method: &Method::GET,
-            repository,
-            asked: &asked,
-        };
+        let request = Request { method: &Method::GET, repository, asked: &asked };
         self.retrying(|| async move {
             let response = self.send(request).await?;
             if let Some(found) = response.content_length() {
@@ -201,18 +180,10 @@ impl Registry {
         max: u64,
     ) -> Result<Bytes, RegistryError> {
         let asked = Asked::Blob(descriptor.digest.to_string());
-        let request = Request {
-            method: &Method::GET,
-            repository,
-            asked: &asked,
-        };
+        let request = Request { method: &Method::GET, repository, asked: &asked };
         let what = request.name();
         if descriptor.size > max {
-            return Err(RegistryError::TooLarge {
-                what,
-                limit: max,
-                found: descriptor.size,
-            });
+            return Err(RegistryError::TooLarge { what, limit: max, found: descriptor.size });
         }
         self.retrying(|| async move {
             let response = self.send(request).await?;
@@ -285,25 +256,18 @@ impl Registry {
         let path = format!("/v2/{}/{kind}/{target}", request.repository.path());
         // A compressed transfer would hide the length that is checked
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::ACCEPT_ENCODING,
-            HeaderValue::from_static("identity"),
-        );
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Asked::Manifest(_) = request.asked {
             // Anything else too, so that what peel refuses is refused with a reason
             let accepted = format!("{}, */*;q=0.1", ACCEPTED_MANIFESTS.join(", "));
-            let accepted = accepted
-                .try_into()
-                .expect("media types are printable ASCII");
+            let accepted = accepted.try_into().expect("media types are printable ASCII");
             headers.insert(header::ACCEPT, accepted);
         }
         if let Some(token) = token {
             headers.insert(header::AUTHORIZATION, token.header());
         }
         let url = endpoint.url(&path)?;
-        self.clients
-            .send(request.method.clone(), url, headers, &request.name())
-            .await
+        self.clients.send(request.method.clone(), url, headers, &request.name()).await
     }
 }
 
@@ -335,10 +299,7 @@ impl Answer {
             None => None,
         };
         let content_type = essence(&text("content-type").unwrap_or_default());
-        Ok(Self {
-            content_type,
-            digest,
-        })
+        Ok(Self { content_type, digest })
     }
 
     /// Checks that the bytes can be a manifest and have the digest that was asked for and the one
@@ -370,23 +331,15 @@ fn verify(bytes: &[u8], expected: &Digest, request: Request<'_>) -> Result<(), R
     hasher.update(bytes);
     let found = hasher.finish();
     if found != *expected {
-        let (what, expected) = (request.name(), *expected);
-        return Err(RegistryError::Digest {
-            what,
-            expected,
-            found,
-        });
+        let (what, expected) = (request.name(), (*expected).into());
+        return Err(RegistryError::Digest { what, expected, found: found.into() });
     }
     Ok(())
 }
 
 fn check_length(expected: u64, found: u64, request: Request<'_>) -> Result<(), RegistryError> {
     if expected != found {
-        return Err(RegistryError::Length {
-            what: request.name(),
-            expected,
-            found,
-        });
+        return Err(RegistryError::Length { what: request.name(), expected, found });
     }
     Ok(())
 }

@@ -24,22 +24,16 @@ pub(super) fn wait(
     let asked_for = match error {
         RegistryError::Interrupted { .. } | RegistryError::Timeout { .. } => None,
         RegistryError::RateLimited { retry_after, .. } => *retry_after,
-        RegistryError::Status {
-            status: 408 | 500 | 502 | 503 | 504,
-            retry_after,
-            ..
-        } => *retry_after,
+        RegistryError::Status { status: 408 | 500 | 502 | 503 | 504, retry_after, .. } => {
+            *retry_after
+        }
         _ => return None,
     };
     if tried >= options.attempts {
         return None;
     }
-    let doubled = options
-        .backoff
-        .saturating_mul(1 << tried.saturating_sub(1).min(16));
-    let own = doubled
-        .min(MAX_WAIT)
-        .mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+    let doubled = options.backoff.saturating_mul(1 << tried.saturating_sub(1).min(16));
+    let own = doubled.min(MAX_WAIT).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
     let wait = own.max(asked_for.unwrap_or_default());
     (wait <= MAX_WAIT).then_some(wait)
 }
@@ -47,13 +41,7 @@ pub(super) fn wait(
 /// What a Retry-After header in seconds asks for. The form with a date is passed over: registries
 /// do not use it, and clocks differ.
 pub(super) fn after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
@@ -71,21 +59,12 @@ mod tests {
 
     fn status(status: u16, retry_after: Option<u64>) -> RegistryError {
         let retry_after = retry_after.map(Duration::from_secs);
-        RegistryError::Status {
-            url: String::new(),
-            status,
-            retry_after,
-            detail: String::new(),
-        }
+        RegistryError::Status { url: String::new(), status, retry_after, detail: String::new() }
     }
 
     fn limited(retry_after: Option<u64>) -> RegistryError {
         let retry_after = retry_after.map(Duration::from_secs);
-        RegistryError::RateLimited {
-            host: String::new(),
-            retry_after,
-            detail: String::new(),
-        }
+        RegistryError::RateLimited { host: String::new(), retry_after, detail: String::new() }
     }
 
     #[test]
@@ -96,21 +75,15 @@ mod tests {
             missing: super::super::Missing::Manifest,
             name: String::new(),
         };
-        let refused = RegistryError::Unauthorised {
-            repository: String::new(),
-            detail: String::new(),
-        };
+        let refused =
+            RegistryError::Unauthorised { repository: String::new(), detail: String::new() };
         let digest = Digest::sha256(b"");
         let damaged = RegistryError::Digest {
             what: String::new(),
-            expected: digest,
-            found: digest,
+            expected: digest.into(),
+            found: digest.into(),
         };
-        let short = RegistryError::Length {
-            what: String::new(),
-            expected: 2,
-            found: 1,
-        };
+        let short = RegistryError::Length { what: String::new(), expected: 2, found: 1 };
         // error, tries so far, milliseconds at jitter 0 and 1
         let table = [
             (status(500, None), 1, Some((250, 500))),
@@ -140,24 +113,13 @@ mod tests {
             };
             assert_eq!(found, expected, "{error} after {tried}");
         }
-        let patient = RegistryOptions {
-            attempts: u32::MAX,
-            ..options
-        };
-        assert_eq!(
-            wait(&limited(None), u32::MAX - 1, &patient, 1.0),
-            Some(MAX_WAIT)
-        );
+        let patient = RegistryOptions { attempts: u32::MAX, ..options };
+        assert_eq!(wait(&limited(None), u32::MAX - 1, &patient, 1.0), Some(MAX_WAIT));
     }
 
     #[test]
     fn retry_after_is_read() {
-        let table = [
-            ("7", Some(7)),
-            (" 0 ", Some(0)),
-            ("-1", None),
-            ("soon", None),
-        ];
+        let table = [("7", Some(7)), (" 0 ", Some(0)), ("-1", None), ("soon", None)];
         for (text, expected) in table {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
             assert_eq!(after(&headers), expected.map(Duration::from_secs), "{text}");

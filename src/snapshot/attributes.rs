@@ -36,10 +36,7 @@ impl RootAttributes {
         }
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec {
-                tv_sec: self.mtime_sec,
-                tv_nsec: self.mtime_nsec.into(),
-            },
+            last_modification: Timespec { tv_sec: self.mtime_sec, tv_nsec: self.mtime_nsec.into() },
         };
         Ok(rustix::fs::utimensat(CWD, dir, &times, AtFlags::empty())?)
     }

@@ -118,7 +118,12 @@ pub struct Peel {
 
 impl Peel {
     pub fn new() -> Self {
-        Self { dir: tempfile::Builder::new().prefix("peel-test-").tempdir().expect("directory") }
+        Self::named("peel-test-")
+    }
+
+    /// One whose directories begin with a name of their own.
+    pub fn named(prefix: &str) -> Self {
+        Self { dir: tempfile::Builder::new().prefix(prefix).tempdir().expect("directory") }
     }
 
     /// The directory that holds everything of this test.
@@ -142,7 +147,10 @@ impl Peel {
     /// `peel`, to be given arguments.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_peel"));
-        command.env_remove("PEEL_LOG").env("PEEL_ROOT", self.root()).env("PEEL_STATE", self.state());
+        command
+            .env_remove("PEEL_LOG")
+            .env("PEEL_ROOT", self.root())
+            .env("PEEL_STATE", self.state());
         command.current_dir(self.dir());
         command
     }
@@ -168,7 +176,8 @@ impl Peel {
 impl Drop for Peel {
     fn drop(&mut self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let ours = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let unescape = |path: &str| path.replace("\\040", " ").replace("\\134", "\\");
+        let ours = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
         let mut ours: Vec<_> = ours.filter(|m| Path::new(m).starts_with(self.dir())).collect();
         ours.sort_by_key(|mount| std::cmp::Reverse(mount.len()));
         let lower = self.state().join("lower");

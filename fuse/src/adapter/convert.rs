@@ -105,11 +105,7 @@ mod tests {
             (-1, 999_999_999, UNIX_EPOCH - nanos(1)),
         ];
         for (seconds, nanoseconds, expected) in table {
-            assert_eq!(
-                system_time(&attr(seconds, nanoseconds)),
-                expected,
-                "{seconds}"
-            );
+            assert_eq!(system_time(&attr(seconds, nanoseconds)), expected, "{seconds}");
         }
         for seconds in [i64::MIN, i64::MIN + 1, i64::MAX] {
             // No panic, whatever the clock type holds
@@ -119,12 +115,8 @@ mod tests {
 
     #[test]
     fn device_numbers_in_the_kernels_form() {
-        let inode = Inode {
-            ino: 9,
-            attr: attr(0, 0),
-            attr_ttl: Duration::ZERO,
-            entry_ttl: Duration::ZERO,
-        };
+        let inode =
+            Inode { ino: 9, attr: attr(0, 0), attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
         let wire = file_attr(&inode);
         let expected = 0x123 << 8 | 0x78 | (0x456 << 8) << 12;
         assert_eq!((wire.rdev, wire.perm, wire.nlink), (expected, 0o4755, 3));

@@ -61,12 +61,7 @@ impl<S: FileSource> Adapter<S> {
     pub(crate) fn new(filesystem: Filesystem<S>, read_threads: usize) -> io::Result<Self> {
         let reader = filesystem.clone();
         let reads = Pool::start(read_threads, move |read: Read, buffer| {
-            let Read {
-                ino,
-                offset,
-                len,
-                reply,
-            } = read;
+            let Read { ino, offset, len, reply } = read;
             match answer("read", ino, || reader.read(ino, offset, len, buffer)) {
                 Ok(()) => reply.data(buffer),
                 Err(errno) => reply.error(errno),
@@ -110,10 +105,7 @@ fn reply_xattr(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
 /// Checks that an answer fits where its length is not what was asked for.
 fn fits(bytes: Vec<u8>, size: u32) -> Result<Vec<u8>, Error> {
     match size as usize {
-        room if room != 0 && room < bytes.len() => Err(Error::Room {
-            needed: bytes.len(),
-            room,
-        }),
+        room if room != 0 && room < bytes.len() => Err(Error::Room { needed: bytes.len(), room }),
         _ => Ok(bytes),
     }
 }
@@ -128,11 +120,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         let find = || self.filesystem.lookup(parent.0, name.as_bytes());
         match answer("lookup", parent.0, find) {
             Ok(Lookup::Found(inode)) => {
-                let Inode {
-                    attr_ttl,
-                    entry_ttl,
-                    ..
-                } = &inode;
+                let Inode { attr_ttl, entry_ttl, .. } = &inode;
                 reply.entry_with_ttls(attr_ttl, entry_ttl, &file_attr(&inode), GENERATION);
             }
             Ok(Lookup::Missing { ttl }) if ttl.is_zero() => reply.error(refusal(Error::NotFound)),
@@ -172,12 +160,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reads.submit(Read {
-            ino: ino.0,
-            offset,
-            len,
-            reply,
-        });
+        self.reads.submit(Read { ino: ino.0, offset, len, reply });
     }
 
     fn flush(
@@ -209,16 +192,9 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
     ) {
         let mut add = |entry: crate::fs::DirEntry<'_>| {
             let name = OsStr::from_bytes(entry.name);
-            reply.add(
-                INodeNo(entry.ino),
-                entry.offset,
-                file_type(entry.kind),
-                name,
-            )
+            reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name)
         };
-        match answer("readdir", ino.0, || {
-            self.filesystem.readdir(ino.0, offset, &mut add)
-        }) {
+        match answer("readdir", ino.0, || self.filesystem.readdir(ino.0, offset, &mut add)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -235,15 +211,11 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         let mut add = |entry: crate::fs::DirEntry<'_>, inode: &Inode| {
             let name = OsStr::from_bytes(entry.name);
             let (number, ttl) = (INodeNo(entry.ino), &inode.entry_ttl);
-            let attr = FileAttr {
-                ino: number,
-                ..file_attr(inode)
-            };
+            let attr = FileAttr { ino: number, ..file_attr(inode) };
             reply.add(number, entry.offset, name, ttl, &attr, GENERATION)
         };
-        match answer("readdirplus", ino.0, || {
-            self.filesystem.readdirplus(ino.0, offset, &mut add)
-        }) {
+        match answer("readdirplus", ino.0, || self.filesystem.readdirplus(ino.0, offset, &mut add))
+        {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -255,9 +227,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         match answer("statfs", ino.0, || self.filesystem.statfs(ino.0)) {
-            Ok(s) => reply.statfs(
-                s.blocks, 0, 0, s.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE,
-            ),
+            Ok(s) => reply.statfs(s.blocks, 0, 0, s.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE),
             Err(errno) => reply.error(errno),
         }
     }
@@ -475,9 +445,7 @@ mod tests {
 
     #[test]
     fn panics_are_answered() {
-        let result = answer("test", 1, || -> Result<(), Error> {
-            panic!("part of the test")
-        });
+        let result = answer("test", 1, || -> Result<(), Error> { panic!("part of the test") });
         assert_eq!(result.map_err(Errno::code), Err(libc::EIO));
     }
 

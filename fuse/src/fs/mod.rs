@@ -60,12 +60,7 @@ impl Inode {
     }
 
     fn unchanging(node: NodeId, attr: Attr) -> Self {
-        Self {
-            ino: node.to_raw(),
-            attr,
-            attr_ttl: FOREVER,
-            entry_ttl: FOREVER,
-        }
+        Self { ino: node.to_raw(), attr, attr_ttl: FOREVER, entry_ttl: FOREVER }
     }
 }
 
@@ -98,9 +93,7 @@ pub struct Filesystem<S> {
 
 impl<S> Clone for Filesystem<S> {
     fn clone(&self) -> Self {
-        Self {
-            source: Arc::clone(&self.source),
-        }
+        Self { source: Arc::clone(&self.source) }
     }
 }
 
@@ -154,17 +147,9 @@ impl<S: FileSource> Filesystem<S> {
     /// file ends. Blocks while content is read and inflated.
     pub fn read(&self, ino: u64, offset: u64, len: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         let (layer, slot, number) = self.content(ino, FileKind::Regular)?;
-        let failed = |source| Error::Read {
-            ino,
-            offset,
-            len,
-            source,
-        };
+        let failed = |source| Error::Read { ino, offset, len, source };
         let Some(attr) = layer.inode(number) else {
-            return Err(failed(ReadError::NoContent {
-                layer: slot,
-                number,
-            }));
+            return Err(failed(ReadError::NoContent { layer: slot, number }));
         };
         let left = attr.size.saturating_sub(offset);
         let len = u32::try_from(left).unwrap_or(u32::MAX).min(len);
@@ -172,17 +157,12 @@ impl<S: FileSource> Filesystem<S> {
             return Ok(());
         }
         let before = out.len();
-        self.source
-            .read(slot, number, offset, len, out)
-            .map_err(failed)?;
+        self.source.read(slot, number, offset, len, out).map_err(failed)?;
         match (len as usize, out.len().saturating_sub(before)) {
             (expected, found) if expected == found => Ok(()),
-            (expected, found) => Err(failed(ReadError::Length {
-                layer: slot,
-                number,
-                expected,
-                found,
-            })),
+            (expected, found) => {
+                Err(failed(ReadError::Length { layer: slot, number, expected, found }))
+            }
         }
     }
 
@@ -200,30 +180,19 @@ impl<S: FileSource> Filesystem<S> {
                 (layer.tar_len(), layer.inode_count().into())
             }
         };
-        Ok(Statistics {
-            blocks: bytes.div_ceil(BLOCK_SIZE.into()),
-            inodes,
-        })
+        Ok(Statistics { blocks: bytes.div_ceil(BLOCK_SIZE.into()), inodes })
     }
 
     fn lookup_tree(&self, name: &[u8]) -> Lookup {
         let tree = slot_of_name(name).and_then(|slot| self.source.tree(slot));
         let found = tree.and_then(|tree| {
             let attr = tree.inode(TREE_ROOT)?;
-            let node = NodeId::Tree {
-                slot: tree.slot(),
-                number: TREE_ROOT,
-            };
-            Some(Inode {
-                entry_ttl: Duration::ZERO,
-                ..Inode::unchanging(node, attr)
-            })
+            let node = NodeId::Tree { slot: tree.slot(), number: TREE_ROOT };
+            Some(Inode { entry_ttl: Duration::ZERO, ..Inode::unchanging(node, attr) })
         });
         match found {
             Some(inode) => Lookup::Found(inode),
-            None => Lookup::Missing {
-                ttl: Duration::ZERO,
-            },
+            None => Lookup::Missing { ttl: Duration::ZERO },
         }
     }
 
@@ -243,21 +212,18 @@ impl<S: FileSource> Filesystem<S> {
             NodeId::Root => None,
             // The tree at hand: entries name no other
             NodeId::Tree { number, .. } => tree.inode(number),
-            NodeId::Layer { slot, number } => self
-                .source
-                .layer(slot)
-                .and_then(|layer| layer.inode(number)),
+            NodeId::Layer { slot, number } => {
+                self.source.layer(slot).and_then(|layer| layer.inode(number))
+            }
         };
         match (attr, entry.node) {
             (Some(attr), node) => Ok(Inode::unchanging(node, attr)),
-            (None, NodeId::Layer { slot, number }) => Err(Error::Dangling {
-                ino: parent,
-                layer: slot,
-                number,
-            }),
-            (None, NodeId::Root | NodeId::Tree { .. }) => Err(Error::Stale {
-                ino: entry.node.to_raw(),
-            }),
+            (None, NodeId::Layer { slot, number }) => {
+                Err(Error::Dangling { ino: parent, layer: slot, number })
+            }
+            (None, NodeId::Root | NodeId::Tree { .. }) => {
+                Err(Error::Stale { ino: entry.node.to_raw() })
+            }
         }
     }
 
@@ -265,20 +231,14 @@ impl<S: FileSource> Filesystem<S> {
     fn parent(&self, node: NodeId) -> Result<NodeId, Error> {
         let ino = node.to_raw();
         match node {
-            NodeId::Root
-            | NodeId::Tree {
-                number: TREE_ROOT, ..
-            } => Ok(NodeId::Root),
+            NodeId::Root | NodeId::Tree { number: TREE_ROOT, .. } => Ok(NodeId::Root),
             // A file may have many names, so it does not know its directory
             NodeId::Layer { .. } => Err(Error::NotDirectory { ino }),
             NodeId::Tree { slot, number } => {
                 let tree = self.tree(slot, ino)?;
                 directory(&tree, number, ino)?;
                 let parent = tree.parent(number).ok_or(Error::NotDirectory { ino })?;
-                Ok(NodeId::Tree {
-                    slot,
-                    number: parent,
-                })
+                Ok(NodeId::Tree { slot, number: parent })
             }
         }
     }
@@ -305,11 +265,7 @@ impl<S: FileSource> Filesystem<S> {
         // The tree's word on the size reached the kernel: content of another size would be cut or
         // padded without a trace
         let same = |layer: &Arc<Layer>| layer.inode(number).is_some_and(|a| a.size == attr.size);
-        let layer = layer.filter(same).ok_or(Error::Dangling {
-            ino,
-            layer: slot,
-            number,
-        })?;
+        let layer = layer.filter(same).ok_or(Error::Dangling { ino, layer: slot, number })?;
         Ok((layer, slot, number))
     }
 

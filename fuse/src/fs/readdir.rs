@@ -63,12 +63,8 @@ impl<S: FileSource> Filesystem<S> {
                     }
                     let held = last.as_ref().filter(|(held, _)| *held == slot);
                     let attr = held.and_then(|(_, layer)| layer.inode(number));
-                    attr.ok_or(Error::Dangling {
-                        ino,
-                        layer: slot,
-                        number,
-                    })
-                    .map(|attr| Inode::unchanging(NodeId::Layer { slot, number }, attr))
+                    attr.ok_or(Error::Dangling { ino, layer: slot, number })
+                        .map(|attr| Inode::unchanging(NodeId::Layer { slot, number }, attr))
                 }
                 Some(NodeId::Tree { slot, number }) => {
                     let attr = tree.and_then(|tree| tree.inode(number));
@@ -105,10 +101,7 @@ impl<S: FileSource> Filesystem<S> {
                 directory(&tree, number, ino)?;
                 let parent = match tree.parent(number) {
                     _ if number == TREE_ROOT => NodeId::Root,
-                    Some(parent) => NodeId::Tree {
-                        slot,
-                        number: parent,
-                    },
+                    Some(parent) => NodeId::Tree { slot, number: parent },
                     None => return Err(Error::NotDirectory { ino }),
                 };
                 (parent, Some((tree, number)))
@@ -116,12 +109,7 @@ impl<S: FileSource> Filesystem<S> {
         };
         let dots = [(b".".as_slice(), ino), (b"..".as_slice(), parent.to_raw())];
         for (at, (name, ino)) in (1..).zip(dots).skip(usize::try_from(offset).unwrap_or(2)) {
-            let entry = DirEntry {
-                name,
-                ino,
-                kind: FileKind::Directory,
-                offset: at,
-            };
+            let entry = DirEntry { name, ino, kind: FileKind::Directory, offset: at };
             if full(tree.as_ref().map(|(tree, _)| &**tree), entry)? {
                 return Ok(());
             }

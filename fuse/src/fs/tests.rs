@@ -11,14 +11,8 @@ const TREE: u32 = 17;
 
 fn lower() -> Vec<Node> {
     vec![
-        Node::dir("etc")
-            .mode(0o2750)
-            .owner(3, 4)
-            .mtime("-1.5")
-            .xattr("user.dir", b"d"),
-        Node::file("etc/passwd", "root")
-            .mode(0o640)
-            .mtime("12.000000005"),
+        Node::dir("etc").mode(0o2750).owner(3, 4).mtime("-1.5").xattr("user.dir", b"d"),
+        Node::file("etc/passwd", "root").mode(0o640).mtime("12.000000005"),
         Node::file("etc/shadow", "gone"),
         Node::dir("bin"),
         Node::file("bin/busybox", noise(3 << 20, 1))
@@ -44,9 +38,7 @@ fn upper() -> Vec<Node> {
         Node::file("etc/.wh.shadow", ""),
         Node::file("etc/hosts", "127.0.0.1"),
         // Its header is applied to the file below: the tree gets an inode of its own
-        Node::new("bin/link", Kind::HardLink("bin/busybox".into()))
-            .mode(0o700)
-            .owner(7, 8),
+        Node::new("bin/link", Kind::HardLink("bin/busybox".into())).mode(0o700).owner(7, 8),
     ]
 }
 
@@ -67,11 +59,9 @@ impl<S: FileSource> Filesystem<S> {
     /// Follows names from the root.
     fn walk(&self, path: &str) -> Inode {
         let start = self.getattr(1).expect("the root");
-        path.split('/').fold(start, |at, name| {
-            match self.lookup(at.ino, name.as_bytes()) {
-                Ok(Lookup::Found(inode)) => inode,
-                other => panic!("{name} in {path}: {other:?}"),
-            }
+        path.split('/').fold(start, |at, name| match self.lookup(at.ino, name.as_bytes()) {
+            Ok(Lookup::Found(inode)) => inode,
+            other => panic!("{name} in {path}: {other:?}"),
         })
     }
 
@@ -110,68 +100,29 @@ fn root_has_trees_and_remembers_nothing() {
     assert_eq!((root.attr.kind, root.attr.nlink), (FileKind::Directory, 2));
     let tree = fs.walk("17");
     assert_eq!((tree.entry_ttl, tree.attr_ttl), (Duration::ZERO, FOREVER));
-    assert_eq!(
-        NodeId::from_raw(tree.ino),
-        Some(NodeId::Tree {
-            slot: slot(17),
-            number: 1
-        })
-    );
-    for name in [
-        "19",
-        "0",
-        "017",
-        "+17",
-        "-1",
-        " 17",
-        "17 ",
-        "",
-        "x",
-        "16777217",
-        "99999999999",
-    ] {
+    assert_eq!(NodeId::from_raw(tree.ino), Some(NodeId::Tree { slot: slot(17), number: 1 }));
+    for name in ["19", "0", "017", "+17", "-1", " 17", "17 ", "", "x", "16777217", "99999999999"] {
         let found = fs.lookup(1, name.as_bytes()).expect("no error");
-        assert_eq!(
-            found,
-            Lookup::Missing {
-                ttl: Duration::ZERO
-            },
-            "{name:?}"
-        );
+        assert_eq!(found, Lookup::Missing { ttl: Duration::ZERO }, "{name:?}");
     }
-    assert_eq!(
-        fs.list_all(1, 9).into_keys().collect::<Vec<_>>(),
-        [b".".to_vec(), b"..".to_vec()]
-    );
+    assert_eq!(fs.list_all(1, 9).into_keys().collect::<Vec<_>>(), [b".".to_vec(), b"..".to_vec()]);
 }
 
 #[test]
 fn attributes() {
     let fs = filesystem();
     let etc = fs.walk("17/etc").attr;
-    assert_eq!(
-        (etc.mode, etc.uid, etc.gid, etc.mtime_sec),
-        (0o750, 3, 4, 1_700_000_000)
-    );
+    assert_eq!((etc.mode, etc.uid, etc.gid, etc.mtime_sec), (0o750, 3, 4, 1_700_000_000));
     let etc = fs.walk("18/etc");
-    assert_eq!(
-        (etc.attr.mode, etc.attr.nlink, etc.blocks()),
-        (0o2750, 2, 0)
-    );
+    assert_eq!((etc.attr.mode, etc.attr.nlink, etc.blocks()), (0o2750, 2, 0));
     assert_eq!((etc.attr.mtime_sec, etc.attr.mtime_nsec), (-2, 500_000_000));
     let passwd = fs.walk("17/etc/passwd");
-    assert_eq!(
-        (passwd.attr.mode, passwd.attr.size, passwd.blocks()),
-        (0o640, 4, 1)
-    );
+    assert_eq!((passwd.attr.mode, passwd.attr.size, passwd.blocks()), (0o640, 4, 1));
     assert_eq!((passwd.attr.mtime_sec, passwd.attr.mtime_nsec), (12, 5));
     assert_eq!((passwd.entry_ttl, passwd.attr_ttl), (FOREVER, FOREVER));
     assert_eq!(fs.getattr(passwd.ino).expect("it is there"), passwd);
     let null = fs.walk("17/dev/null").attr;
-    assert_eq!(
-        (null.kind, null.rdev),
-        (FileKind::CharDevice, libc::makedev(1, 3))
-    );
+    assert_eq!((null.kind, null.rdev), (FileKind::CharDevice, libc::makedev(1, 3)));
     assert_eq!(fs.walk("17/dev/sda").attr.rdev, libc::makedev(8, 0));
     assert_eq!(fs.walk("17/dev/pipe").attr.kind, FileKind::Fifo);
 }
@@ -193,23 +144,12 @@ fn a_file_is_one_inode_in_every_tree() {
 fn files_that_the_merge_changed() {
     let fs = filesystem();
     let link = fs.walk("17/bin/link");
-    assert!(matches!(
-        NodeId::from_raw(link.ino),
-        Some(NodeId::Tree { .. })
-    ));
-    assert_eq!(
-        (link.attr.mode, link.attr.uid, link.attr.nlink),
-        (0o700, 7, 2)
-    );
+    assert!(matches!(NodeId::from_raw(link.ino), Some(NodeId::Tree { .. })));
+    assert_eq!((link.attr.mode, link.attr.uid, link.attr.nlink), (0o700, 7, 2));
     assert_eq!(fs.walk("17/bin/busybox"), link);
-    assert_ne!(
-        fs.walk("17/bin/sh").ino,
-        link.ino,
-        "the group is split, as by an overlay"
-    );
+    assert_ne!(fs.walk("17/bin/sh").ino, link.ino, "the group is split, as by an overlay");
     let mut content = Vec::new();
-    fs.read(link.ino, 1 << 20, 1 << 20, &mut content)
-        .expect("it has content");
+    fs.read(link.ino, 1 << 20, 1 << 20, &mut content).expect("it has content");
     assert_eq!(content, noise(3 << 20, 1)[1 << 20..2 << 20]);
 }
 
@@ -250,10 +190,7 @@ fn listing_goes_on_where_it_stopped() {
     let fs = filesystem();
     let bin = fs.walk("17/bin").ino;
     let whole = fs.list_all(bin, usize::MAX);
-    let names: Vec<_> = whole
-        .keys()
-        .map(|n| String::from_utf8_lossy(n).into_owned())
-        .collect();
+    let names: Vec<_> = whole.keys().map(|n| String::from_utf8_lossy(n).into_owned()).collect();
     assert_eq!(names, [".", "..", "ash", "busybox", "link", "sh"]);
     assert_eq!(whole[&b".."[..]], (fs.walk("17").ino, 2));
     assert_eq!(whole[&b"ash"[..]], (fs.walk("17/bin/ash").ino, 3));
@@ -261,13 +198,9 @@ fn listing_goes_on_where_it_stopped() {
         assert_eq!(fs.list_all(bin, room), whole, "{room}");
     }
     for offset in [6, 7, u64::from(u32::MAX) + 2, u64::MAX] {
-        fs.readdir(bin, offset, &mut |entry| panic!("{entry:?} at {offset}"))
-            .expect("the end");
+        fs.readdir(bin, offset, &mut |entry| panic!("{entry:?} at {offset}")).expect("the end");
     }
-    assert_eq!(
-        errno(fs.readdir(fs.walk("17/etc/passwd").ino, 0, &mut |_| true)),
-        libc::ENOTDIR
-    );
+    assert_eq!(errno(fs.readdir(fs.walk("17/etc/passwd").ino, 0, &mut |_| true)), libc::ENOTDIR);
 }
 
 #[test]
@@ -316,16 +249,9 @@ fn a_lost_layer_costs_its_files_only() {
     let fs = Filesystem::new(Arc::new(Without(source(), slot(5))));
     let etc = fs.walk("17/etc").ino;
     let lost = fs.lookup(etc, b"passwd").expect_err("the layer is gone");
-    assert_eq!(
-        (lost.errno(), lost.level()),
-        (libc::EIO, tracing::Level::ERROR)
-    );
+    assert_eq!((lost.errno(), lost.level()), (libc::EIO, tracing::Level::ERROR));
     assert!(matches!(fs.lookup(etc, b"hosts"), Ok(Lookup::Found(_))));
-    let raw = NodeId::Layer {
-        slot: slot(5),
-        number: 1,
-    }
-    .to_raw();
+    let raw = NodeId::Layer { slot: slot(5), number: 1 }.to_raw();
     assert_eq!(errno(fs.getattr(raw)), libc::ESTALE);
 
     let mut names = Vec::new();
@@ -345,35 +271,17 @@ fn reading() {
     let fs = filesystem();
     let (ino, content) = (fs.walk("18/bin/busybox").ino, noise(3 << 20, 1));
     let end = content.len() as u64;
-    for (offset, len) in [
-        (0, 1),
-        (0, 4096),
-        (1 << 20, 1 << 20),
-        (end - 5, 100),
-        (end, 9),
-        (u64::MAX, 9),
-        (7, 0),
-    ] {
+    for (offset, len) in
+        [(0, 1), (0, 4096), (1 << 20, 1 << 20), (end - 5, 100), (end, 9), (u64::MAX, 9), (7, 0)]
+    {
         let mut out = b"kept".to_vec();
         fs.read(ino, offset, len, &mut out).expect("readable");
-        let from = content
-            .get(usize::try_from(offset).unwrap_or(usize::MAX)..)
-            .unwrap_or(&[]);
-        assert_eq!(
-            &out[4..],
-            &from[..from.len().min(len as usize)],
-            "{len} at {offset}"
-        );
+        let from = content.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or(&[]);
+        assert_eq!(&out[4..], &from[..from.len().min(len as usize)], "{len} at {offset}");
     }
     let mut out = Vec::new();
-    assert_eq!(
-        errno(fs.read(fs.walk("17/etc").ino, 0, 1, &mut out)),
-        libc::EISDIR
-    );
-    assert_eq!(
-        errno(fs.read(fs.walk("17/bin/ash").ino, 0, 1, &mut out)),
-        libc::EINVAL
-    );
+    assert_eq!(errno(fs.read(fs.walk("17/etc").ino, 0, 1, &mut out)), libc::EISDIR);
+    assert_eq!(errno(fs.read(fs.walk("17/bin/ash").ino, 0, 1, &mut out)), libc::EINVAL);
     assert_eq!(errno(fs.read(1, 0, 1, &mut out)), libc::EISDIR);
 }
 
@@ -406,13 +314,8 @@ fn a_short_read_is_an_error() {
     let fs = Filesystem::new(Arc::new(Short(source())));
     let error = fs.read(fs.walk("17/etc/passwd").ino, 0, 4096, &mut Vec::new());
     let error = error.expect_err("a byte is missing");
-    assert_eq!(
-        (error.errno(), error.level()),
-        (libc::EIO, tracing::Level::ERROR)
-    );
-    let cause = std::error::Error::source(&error)
-        .expect("a cause")
-        .to_string();
+    assert_eq!((error.errno(), error.level()), (libc::EIO, tracing::Level::ERROR));
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(
         cause.starts_with("expected 4 bytes of inode") && cause.ends_with("found 3"),
         "{cause}"
@@ -425,10 +328,7 @@ fn symlinks() {
     let ash = fs.walk("17/bin/ash");
     assert_eq!((ash.attr.kind, ash.attr.size), (FileKind::Symlink, 9));
     assert_eq!(fs.readlink(ash.ino).expect("a symlink"), b"../bin/sh");
-    assert_eq!(
-        errno(fs.readlink(fs.walk("17/etc/passwd").ino)),
-        libc::EINVAL
-    );
+    assert_eq!(errno(fs.readlink(fs.walk("17/etc/passwd").ino)), libc::EINVAL);
     assert_eq!(errno(fs.readlink(fs.walk("17/etc").ino)), libc::EISDIR);
 }
 
@@ -438,16 +338,9 @@ fn extended_attributes() {
     let file = fs.walk("18/bin/busybox").ino;
     let names = fs.listxattr(file).expect("a list");
     assert_eq!(names, b"security.capability\0user.a\0user.b\0");
-    assert_eq!(
-        fs.getxattr(file, b"user.a").expect("it is there"),
-        [0xff; 300]
-    );
+    assert_eq!(fs.getxattr(file, b"user.a").expect("it is there"), [0xff; 300]);
     assert_eq!(fs.getxattr(file, b"user.b").expect("it is there"), b"");
-    assert_eq!(
-        fs.getxattr(fs.walk("18/etc").ino, b"user.dir")
-            .expect("it is there"),
-        b"d"
-    );
+    assert_eq!(fs.getxattr(fs.walk("18/etc").ino, b"user.dir").expect("it is there"), b"d");
     for ino in [file, 1, fs.walk("18/etc").ino, fs.walk("18/dev/null").ino] {
         assert_eq!(errno(fs.getxattr(ino, b"user.none")), libc::ENODATA);
     }
@@ -458,10 +351,7 @@ fn extended_attributes() {
 fn statistics() {
     let fs = filesystem();
     let tree = fs.statfs(fs.walk("18").ino).expect("statistics");
-    assert_eq!(
-        tree.inodes, 11,
-        "ten of the layer, with one hard link, and the root"
-    );
+    assert_eq!(tree.inodes, 11, "ten of the layer, with one hard link, and the root");
     assert_eq!(tree.blocks, ((3 << 20) + 8u64).div_ceil(4096));
     let file = fs.statfs(fs.walk("18/etc/passwd").ino).expect("statistics");
     assert!(file.blocks >= tree.blocks);
@@ -472,37 +362,15 @@ fn statistics() {
 fn numbers_from_nowhere_are_stale() {
     let fs = filesystem();
     let nodes = [
-        NodeId::Layer {
-            slot: slot(99),
-            number: 1,
-        },
-        NodeId::Layer {
-            slot: slot(5),
-            number: 1000,
-        },
-        NodeId::Tree {
-            slot: slot(99),
-            number: 1,
-        },
-        NodeId::Tree {
-            slot: slot(17),
-            number: 1000,
-        },
+        NodeId::Layer { slot: slot(99), number: 1 },
+        NodeId::Layer { slot: slot(5), number: 1000 },
+        NodeId::Tree { slot: slot(99), number: 1 },
+        NodeId::Tree { slot: slot(17), number: 1000 },
         // A tree's slot is no layer's, and the reverse
-        NodeId::Layer {
-            slot: slot(17),
-            number: 1,
-        },
-        NodeId::Tree {
-            slot: slot(5),
-            number: 1,
-        },
+        NodeId::Layer { slot: slot(17), number: 1 },
+        NodeId::Tree { slot: slot(5), number: 1 },
     ];
-    for ino in nodes
-        .map(NodeId::to_raw)
-        .into_iter()
-        .chain([0, 2, u64::MAX, 1 << 57])
-    {
+    for ino in nodes.map(NodeId::to_raw).into_iter().chain([0, 2, u64::MAX, 1 << 57]) {
         let mut out = Vec::new();
         let errors = [
             errno(fs.getattr(ino)),
@@ -515,9 +383,6 @@ fn numbers_from_nowhere_are_stale() {
             errno(fs.getxattr(ino, b"user.x")),
             errno(fs.listxattr(ino)),
         ];
-        assert!(
-            errors.iter().all(|e| *e == libc::ESTALE),
-            "{ino:#x}: {errors:?}"
-        );
+        assert!(errors.iter().all(|e| *e == libc::ESTALE), "{ino:#x}: {errors:?}");
     }
 }

@@ -40,16 +40,13 @@ impl<S: FileSource> Filesystem<S> {
             NodeId::Tree { slot, number } => {
                 let tree = self.tree(slot, ino)?;
                 tree.inode(number).ok_or(Error::Stale { ino })?;
-                tree.xattrs(number)
-                    .for_each(|(name, value)| each(name, value));
+                tree.xattrs(number).for_each(|(name, value)| each(name, value));
                 Ok(())
             }
             NodeId::Layer { slot, number } => {
                 let layer = self.layer(slot, ino)?;
                 layer.inode(number).ok_or(Error::Stale { ino })?;
-                layer
-                    .xattrs(number)
-                    .for_each(|(name, value)| each(name, value));
+                layer.xattrs(number).for_each(|(name, value)| each(name, value));
                 Ok(())
             }
         }

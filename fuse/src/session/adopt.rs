@@ -38,10 +38,7 @@ pub struct ServeOptions {
 impl Default for ServeOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self {
-            request_threads: 2,
-            read_threads: cores.clamp(2, 16),
-        }
+        Self { request_threads: 2, read_threads: cores.clamp(2, 16) }
     }
 }
 
@@ -92,10 +89,7 @@ pub fn inherited_device(number: RawFd) -> Result<OwnedFd, AdoptError> {
     // number that is not open gives EBADF.
     let inherited = unsafe { BorrowedFd::borrow_raw(number) };
     let stat = rustix::fs::fstat(inherited).map_err(|e| not_device(Some(e.into())))?;
-    let device = (
-        rustix::fs::major(stat.st_rdev),
-        rustix::fs::minor(stat.st_rdev),
-    );
+    let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
     let is_char = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
     if !is_char || device != DEVICE_NUMBER {
         return Err(not_device(None));
@@ -136,12 +130,7 @@ pub fn adopt<S: FileSource>(
     filesystem: Filesystem<S>,
     options: &ServeOptions,
 ) -> Result<Server<S>, AdoptError> {
-    let failed = |step| {
-        move |e: rustix::io::Errno| AdoptError::Setup {
-            step,
-            source: e.into(),
-        }
-    };
+    let failed = |step| move |e: rustix::io::Errno| AdoptError::Setup { step, source: e.into() };
 
     let (kernel, session) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -153,21 +142,15 @@ pub fn adopt<S: FileSource>(
     rustix::io::write(&kernel, &handshake.synthetic_request().encode())
         .map_err(failed("sending INIT"))?;
 
-    let adapter =
-        Adapter::new(filesystem, options.read_threads).map_err(|source| AdoptError::Setup {
-            step: "starting threads",
-            source,
-        })?;
+    let adapter = Adapter::new(filesystem, options.read_threads)
+        .map_err(|source| AdoptError::Setup { step: "starting threads", source })?;
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(options.request_threads.max(1));
     // A cloned descriptor has requests of its own, which end with the process
     config.clone_fd = false;
     let session = fuser::Session::from_fd(adapter, session, fuser::SessionACL::All, config)
-        .map_err(|source| AdoptError::Setup {
-            step: "fuser's handshake",
-            source,
-        })?;
+        .map_err(|source| AdoptError::Setup { step: "fuser's handshake", source })?;
     expect_success(&kernel)?;
 
     replace(session.as_fd(), device.as_fd()).map_err(failed("putting the device in place"))?;
@@ -183,10 +166,8 @@ pub fn adopt<S: FileSource>(
 /// to, and the kernel has had the keeper's answer.
 fn expect_success(kernel: &OwnedFd) -> Result<(), AdoptError> {
     let mut room = [0; 256];
-    let len = rustix::io::read(kernel, &mut room).map_err(|e| AdoptError::Setup {
-        step: "reading INIT's answer",
-        source: e.into(),
-    })?;
+    let len = rustix::io::read(kernel, &mut room)
+        .map_err(|e| AdoptError::Setup { step: "reading INIT's answer", source: e.into() })?;
     let error = i32::from_ne_bytes([room[4], room[5], room[6], room[7]]);
     if len != REPLY_LEN || error != 0 {
         return Err(AdoptError::Refused { len, error });
@@ -220,19 +201,13 @@ mod tests {
         let file = std::fs::File::open("/dev/null").expect("/dev/null");
         for number in [-1, i32::MAX, file.as_raw_fd()] {
             let result = inherited_device(number);
-            assert!(
-                matches!(result, Err(AdoptError::NotDevice { .. })),
-                "{number}: {result:?}"
-            );
+            assert!(matches!(result, Err(AdoptError::NotDevice { .. })), "{number}: {result:?}");
         }
     }
 
     #[test]
     fn replacing_keeps_the_number() {
-        let (a, b) = (
-            std::fs::File::open("/dev/null"),
-            std::fs::File::open("/dev/zero"),
-        );
+        let (a, b) = (std::fs::File::open("/dev/null"), std::fs::File::open("/dev/zero"));
         let (a, b) = (a.expect("/dev/null"), b.expect("/dev/zero"));
         let number = a.as_raw_fd();
         replace(a.as_fd(), b.as_fd()).expect("both are open");

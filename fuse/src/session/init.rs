@@ -153,25 +153,18 @@ pub struct InitRequest {
 impl InitRequest {
     /// Parses a message as read from /dev/fuse.
     pub fn parse(message: &[u8]) -> Result<Self, InitError> {
-        let short = |expected| InitError::Short {
-            expected,
-            found: message.len(),
-        };
+        let short = |expected| InitError::Short { expected, found: message.len() };
         let u32_at = |at: usize| {
             let bytes = message.get(at..at + 4).and_then(|b| b.try_into().ok());
-            bytes
-                .map(u32::from_ne_bytes)
-                .ok_or(short(IN_HEADER_LEN + INIT_IN_SHORT_LEN))
+            bytes.map(u32::from_ne_bytes).ok_or(short(IN_HEADER_LEN + INIT_IN_SHORT_LEN))
         };
         let opcode = u32_at(4)?;
         if opcode != OPCODE_INIT {
             return Err(InitError::NotInit { found: opcode });
         }
         // The id is two halves only for this reader; in memory it is one number
-        let unique: [u8; 8] = message
-            .get(8..16)
-            .and_then(|b| b.try_into().ok())
-            .ok_or(short(IN_HEADER_LEN))?;
+        let unique: [u8; 8] =
+            message.get(8..16).and_then(|b| b.try_into().ok()).ok_or(short(IN_HEADER_LEN))?;
         let low = u32_at(IN_HEADER_LEN + 12)?;
         let mut all = u64::from(low);
         if all & flags::INIT_EXT != 0 {
@@ -194,21 +187,9 @@ impl InitRequest {
         put(&mut out, 8, &self.unique.to_ne_bytes());
         put(&mut out, IN_HEADER_LEN, &self.major.to_ne_bytes());
         put(&mut out, IN_HEADER_LEN + 4, &self.minor.to_ne_bytes());
-        put(
-            &mut out,
-            IN_HEADER_LEN + 8,
-            &self.max_readahead.to_ne_bytes(),
-        );
-        put(
-            &mut out,
-            IN_HEADER_LEN + 12,
-            &(self.flags as u32).to_ne_bytes(),
-        );
-        put(
-            &mut out,
-            IN_HEADER_LEN + 16,
-            &((self.flags >> 32) as u32).to_ne_bytes(),
-        );
+        put(&mut out, IN_HEADER_LEN + 8, &self.max_readahead.to_ne_bytes());
+        put(&mut out, IN_HEADER_LEN + 12, &(self.flags as u32).to_ne_bytes());
+        put(&mut out, IN_HEADER_LEN + 16, &((self.flags >> 32) as u32).to_ne_bytes());
         out
     }
 }
@@ -271,34 +252,14 @@ impl InitReply {
     pub fn encode(&self, unique: u64) -> [u8; REPLY_LEN] {
         let mut out = reply_header(unique);
         put(&mut out, OUT_HEADER_LEN + 4, &self.minor.to_ne_bytes());
-        put(
-            &mut out,
-            OUT_HEADER_LEN + 8,
-            &self.max_readahead.to_ne_bytes(),
-        );
-        put(
-            &mut out,
-            OUT_HEADER_LEN + 12,
-            &(self.flags as u32).to_ne_bytes(),
-        );
-        put(
-            &mut out,
-            OUT_HEADER_LEN + 16,
-            &self.max_background.to_ne_bytes(),
-        );
-        put(
-            &mut out,
-            OUT_HEADER_LEN + 18,
-            &self.congestion_threshold.to_ne_bytes(),
-        );
+        put(&mut out, OUT_HEADER_LEN + 8, &self.max_readahead.to_ne_bytes());
+        put(&mut out, OUT_HEADER_LEN + 12, &(self.flags as u32).to_ne_bytes());
+        put(&mut out, OUT_HEADER_LEN + 16, &self.max_background.to_ne_bytes());
+        put(&mut out, OUT_HEADER_LEN + 18, &self.congestion_threshold.to_ne_bytes());
         put(&mut out, OUT_HEADER_LEN + 20, &self.max_write.to_ne_bytes());
         put(&mut out, OUT_HEADER_LEN + 24, &self.time_gran.to_ne_bytes());
         put(&mut out, OUT_HEADER_LEN + 28, &self.max_pages.to_ne_bytes());
-        put(
-            &mut out,
-            OUT_HEADER_LEN + 32,
-            &((self.flags >> 32) as u32).to_ne_bytes(),
-        );
+        put(&mut out, OUT_HEADER_LEN + 32, &((self.flags >> 32) as u32).to_ne_bytes());
         out
     }
 }
@@ -374,10 +335,7 @@ impl FromStr for Handshake {
     type Err = InitError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = |reason| InitError::Text {
-            reason,
-            text: text.chars().take(200).collect(),
-        };
+        let wrong = |reason| InitError::Text { reason, text: text.chars().take(200).collect() };
         let mut fields = text.split('.');
         if fields.next() != Some(TEXT_VERSION) {
             return Err(wrong("unknown version"));
@@ -386,9 +344,7 @@ impl FromStr for Handshake {
             return Err(wrong("wrong number of fields"));
         }
         let mut number = || {
-            let field = fields
-                .next()
-                .filter(|f| f.bytes().all(|b| b.is_ascii_hexdigit()));
+            let field = fields.next().filter(|f| f.bytes().all(|b| b.is_ascii_hexdigit()));
             let number = field.and_then(|f| u64::from_str_radix(f, 16).ok());
             number.ok_or(wrong("field is no hexadecimal number"))
         };

@@ -24,11 +24,7 @@ fn request_bytes() {
 
 #[test]
 fn old_kernels_send_less() {
-    let request = InitRequest {
-        minor: 31,
-        flags: 0x3ff_fffb,
-        ..linux_6_18()
-    };
+    let request = InitRequest { minor: 31, flags: 0x3ff_fffb, ..linux_6_18() };
     assert_eq!(InitRequest::parse(&request.encode()[..56]), Ok(request));
 }
 
@@ -37,10 +33,7 @@ fn upper_flags_count_only_when_announced() {
     let mut bytes = linux_6_18().encode();
     let low = 0x73ff_fffb_u32 & !(flags::INIT_EXT as u32);
     bytes[52..56].copy_from_slice(&low.to_ne_bytes());
-    assert_eq!(
-        InitRequest::parse(&bytes).map(|r| r.flags),
-        Ok(u64::from(low))
-    );
+    assert_eq!(InitRequest::parse(&bytes).map(|r| r.flags), Ok(u64::from(low)));
 }
 
 #[test]
@@ -48,17 +41,11 @@ fn bad_requests_are_refused() {
     let bytes = linux_6_18().encode();
     for len in 0..60 {
         let result = InitRequest::parse(&bytes[..len]);
-        assert!(
-            matches!(result, Err(InitError::Short { found, .. }) if found == len),
-            "{len}"
-        );
+        assert!(matches!(result, Err(InitError::Short { found, .. }) if found == len), "{len}");
     }
     let mut lookup = bytes;
     lookup[4..8].copy_from_slice(&1u32.to_ne_bytes());
-    assert_eq!(
-        InitRequest::parse(&lookup),
-        Err(InitError::NotInit { found: 1 })
-    );
+    assert_eq!(InitRequest::parse(&lookup), Err(InitError::NotInit { found: 1 }));
 }
 
 #[test]
@@ -67,20 +54,11 @@ fn reply_takes_what_is_wanted_and_offered() {
     assert_eq!(reply.minor, 40);
     assert_eq!(reply.max_readahead, 128 << 10);
     assert_eq!(reply.flags, WANTED & linux_6_18().flags);
-    for flag in [
-        flags::ALLOW_IDMAP,
-        flags::HAS_RESEND,
-        flags::INIT_EXT,
-        flags::CACHE_SYMLINKS,
-    ] {
+    for flag in [flags::ALLOW_IDMAP, flags::HAS_RESEND, flags::INIT_EXT, flags::CACHE_SYMLINKS] {
         assert_eq!(reply.flags & flag, flag);
     }
 
-    let old = InitRequest {
-        minor: 31,
-        flags: 0x3ff_fffb,
-        ..linux_6_18()
-    };
+    let old = InitRequest { minor: 31, flags: 0x3ff_fffb, ..linux_6_18() };
     let reply = InitReply::negotiate(&old).expect("new enough");
     assert_eq!((reply.minor, reply.flags & !old.flags), (31, 0));
 }
@@ -94,10 +72,7 @@ fn reply_bytes() {
     let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("2 bytes"));
     assert_eq!([word(0), word(4), word(8), word(12)], [80, 0, 0x1122, 0]);
     assert_eq!([word(16), word(20), word(24)], [7, 40, 128 << 10]);
-    assert_eq!(
-        [word(28), word(48)],
-        [reply.flags as u32, (reply.flags >> 32) as u32]
-    );
+    assert_eq!([word(28), word(48)], [reply.flags as u32, (reply.flags >> 32) as u32]);
     assert_eq!([half(32), half(34), half(44)], [64, 48, 256]);
     assert_eq!([word(36), word(40)], [4096, 1]);
     assert!(bytes[52..].iter().all(|&b| b == 0));
@@ -105,27 +80,9 @@ fn reply_bytes() {
 
 #[test]
 fn versions_that_do_not_fit() {
-    let with = |major, minor| {
-        InitReply::negotiate(&InitRequest {
-            major,
-            minor,
-            ..linux_6_18()
-        })
-    };
-    assert_eq!(
-        with(7, 28),
-        Err(InitError::TooOld {
-            major: 7,
-            minor: 28
-        })
-    );
-    assert_eq!(
-        with(6, 99),
-        Err(InitError::TooOld {
-            major: 6,
-            minor: 99
-        })
-    );
+    let with = |major, minor| InitReply::negotiate(&InitRequest { major, minor, ..linux_6_18() });
+    assert_eq!(with(7, 28), Err(InitError::TooOld { major: 7, minor: 28 }));
+    assert_eq!(with(6, 99), Err(InitError::TooOld { major: 6, minor: 99 }));
     assert_eq!(with(8, 0), Err(InitError::TooNew { major: 8 }));
     let bytes = InitReply::version_only(5);
     assert_eq!(bytes[16..20], 7u32.to_ne_bytes());
@@ -133,14 +90,8 @@ fn versions_that_do_not_fit() {
 }
 
 fn handshake() -> Handshake {
-    let request = InitRequest {
-        unique: 0,
-        ..linux_6_18()
-    };
-    Handshake {
-        request,
-        reply: InitReply::negotiate(&request).expect("new enough"),
-    }
+    let request = InitRequest { unique: 0, ..linux_6_18() };
+    Handshake { request, reply: InitReply::negotiate(&request).expect("new enough") }
 }
 
 #[test]
@@ -159,17 +110,11 @@ fn bad_text_is_refused() {
         (good.replacen("v1", "v2", 1), "unknown version"),
         (format!("{good}.0"), "wrong number of fields"),
         (good[..good.len() - 4].to_owned(), "wrong number of fields"),
-        (
-            good.replacen("2d", "-2d", 1),
-            "field is no hexadecimal number",
-        ),
+        (good.replacen("2d", "-2d", 1), "field is no hexadecimal number"),
         (good.replacen("2d", "", 1), "field is no hexadecimal number"),
         (good.replacen("2d", "2d2d2d2d2", 1), "field is too large"),
         (good.replacen("2d", "1e", 1), "impossible version"),
-        (
-            good.replacen("7ff73fffffb", "0", 1),
-            "features that were not offered",
-        ),
+        (good.replacen("7ff73fffffb", "0", 1), "features that were not offered"),
     ];
     for (text, expected) in table {
         match text.parse::<Handshake>() {

@@ -40,12 +40,8 @@ impl LowerMount {
     pub fn find(target: &Path) -> io::Result<Option<Self>> {
         let target = canonical_parent(target)?;
         let mounts = mountinfo::mounts_on(&target)?;
-        let ours = mounts
-            .last()
-            .filter(|m| m.fs_type == FS_TYPE && m.root == Path::new("/"));
-        Ok(ours.map(|_| Self {
-            target: target.clone(),
-        }))
+        let ours = mounts.last().filter(|m| m.fs_type == FS_TYPE && m.root == Path::new("/"));
+        Ok(ours.map(|_| Self { target: target.clone() }))
     }
 
     /// Where it is mounted.
@@ -62,11 +58,7 @@ impl LowerMount {
             // The asker may have given up
             let _ = sender.send(rustix::fs::statfs(&target).map(drop));
         };
-        if std::thread::Builder::new()
-            .name("lower-state".to_owned())
-            .spawn(ask)
-            .is_err()
-        {
+        if std::thread::Builder::new().name("lower-state".to_owned()).spawn(ask).is_err() {
             return LowerState::Silent;
         }
         match answer.recv_timeout(timeout) {
@@ -82,10 +74,7 @@ impl LowerMount {
     /// A forced unmount does that wherever it is allowed at all, while the control file system
     /// under /sys/fs/fuse often is not mounted.
     pub fn abort(&self) -> io::Result<()> {
-        Ok(rustix::mount::unmount(
-            &self.target,
-            UnmountFlags::FORCE | UnmountFlags::DETACH,
-        )?)
+        Ok(rustix::mount::unmount(&self.target, UnmountFlags::FORCE | UnmountFlags::DETACH)?)
     }
 
     /// Takes the mount out of the tree of mounts; its users keep it until they are done.
@@ -117,11 +106,7 @@ fn canonical_parent(target: &Path) -> io::Result<PathBuf> {
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     Ok(parent.canonicalize()?.join(name))
 }
 
@@ -131,16 +116,10 @@ mod tests {
 
     #[test]
     fn other_mounts_are_not_ours() {
-        assert_eq!(
-            LowerMount::find(Path::new("/proc")).expect("readable"),
-            None
-        );
+        assert_eq!(LowerMount::find(Path::new("/proc")).expect("readable"), None);
         let dir = tempfile::tempdir().expect("temporary directory");
         assert_eq!(LowerMount::find(dir.path()).expect("readable"), None);
-        assert_eq!(
-            clear_stale(dir.path(), Duration::from_secs(1)).expect("readable"),
-            0
-        );
+        assert_eq!(clear_stale(dir.path(), Duration::from_secs(1)).expect("readable"), 0);
     }
 
     #[test]

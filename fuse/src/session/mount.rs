@@ -109,10 +109,7 @@ impl Mounted {
 /// # Errors
 /// After an error nothing is mounted.
 pub fn mount(target: &Path) -> Result<Mounted, MountError> {
-    let at = |source: io::Error| MountError::Target {
-        target: target.to_owned(),
-        source,
-    };
+    let at = |source: io::Error| MountError::Target { target: target.to_owned(), source };
     let canonical = target.canonicalize().map_err(at)?;
     if !canonical.is_dir() {
         return Err(at(Errno::NOTDIR.into()));
@@ -127,25 +124,12 @@ pub fn mount(target: &Path) -> Result<Mounted, MountError> {
         rustix::process::getegid().as_raw(),
     );
     let data = CString::new(data).expect("numbers and words hold no NUL");
-    rustix::mount::mount(
-        "peel",
-        &canonical,
-        FS_TYPE,
-        MountFlags::RDONLY,
-        data.as_c_str(),
-    )
-    .map_err(|e| MountError::Mount {
-        target: canonical.clone(),
-        source: e.into(),
-    })?;
+    rustix::mount::mount("peel", &canonical, FS_TYPE, MountFlags::RDONLY, data.as_c_str())
+        .map_err(|e| MountError::Mount { target: canonical.clone(), source: e.into() })?;
 
     let device = File::from(device);
     match exchange(&device) {
-        Ok(handshake) => Ok(Mounted {
-            target: canonical,
-            device: device.into(),
-            handshake,
-        }),
+        Ok(handshake) => Ok(Mounted { target: canonical, device: device.into(), handshake }),
         Err(error) => {
             if let Err(source) = rustix::mount::unmount(&canonical, UnmountFlags::DETACH) {
                 tracing::warn!(target = %canonical.display(), %source, "unmounting failed");
@@ -208,14 +192,8 @@ mod tests {
     fn what_is_no_directory_is_refused() {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
         let result = mount(file.path());
-        assert!(
-            matches!(result, Err(MountError::Target { .. })),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(MountError::Target { .. })), "{result:?}");
         let result = mount(Path::new("/nonexistent/peel"));
-        assert!(
-            matches!(result, Err(MountError::Target { .. })),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(MountError::Target { .. })), "{result:?}");
     }
 }

@@ -89,12 +89,7 @@ mod tests {
 
     #[test]
     fn what_is_no_line_is_skipped() {
-        for line in [
-            "",
-            "1 2",
-            "1 2 x:y / /a rw - t s o",
-            "1 2 0:1 / /a rw shared:1 fuse",
-        ] {
+        for line in ["", "1 2", "1 2 x:y / /a rw - t s o", "1 2 0:1 / /a rw shared:1 fuse"] {
             assert_eq!(parse_line(line.as_bytes()), None, "{line}");
         }
     }

@@ -33,19 +33,12 @@ pub enum ReadaheadError {
 /// Sets the read-ahead of what is mounted on `target` (absolute, without symlinks) to `kib` KiB.
 /// Sends no request to the file system.
 pub fn raise_readahead(target: &Path, kib: u32) -> Result<(), ReadaheadError> {
-    let mounts = mountinfo::mounts_on(target).map_err(|source| ReadaheadError::Io {
-        path: "/proc/self/mountinfo".to_owned(),
-        source,
-    })?;
+    let mounts = mountinfo::mounts_on(target)
+        .map_err(|source| ReadaheadError::Io { path: "/proc/self/mountinfo".to_owned(), source })?;
     let Some(mount) = mounts.last() else {
-        return Err(ReadaheadError::NotMounted {
-            target: target.display().to_string(),
-        });
+        return Err(ReadaheadError::NotMounted { target: target.display().to_string() });
     };
-    let path = format!(
-        "/sys/class/bdi/{}:{}/read_ahead_kb",
-        mount.major, mount.minor
-    );
+    let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", mount.major, mount.minor);
     std::fs::write(&path, kib.to_string()).map_err(|source| ReadaheadError::Io { path, source })
 }
 
@@ -57,9 +50,6 @@ mod tests {
     fn a_plain_directory_is_no_mount() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let result = raise_readahead(dir.path(), READAHEAD_KIB);
-        assert!(
-            matches!(result, Err(ReadaheadError::NotMounted { .. })),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(ReadaheadError::NotMounted { .. })), "{result:?}");
     }
 }

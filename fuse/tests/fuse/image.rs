@@ -43,21 +43,9 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(path: &str, kind: Kind) -> Self {
-        let mode = if kind == Kind::Directory {
-            0o755
-        } else {
-            0o644
-        };
+        let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
         let mtime = "1700000000".to_owned();
-        Self {
-            path: path.to_owned(),
-            kind,
-            mode,
-            uid: 0,
-            gid: 0,
-            mtime,
-            xattrs: Vec::new(),
-        }
+        Self { path: path.to_owned(), kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new() }
     }
 
     pub(crate) fn dir(path: &str) -> Self {
@@ -77,10 +65,7 @@ impl Node {
     }
 
     pub(crate) fn mtime(self, mtime: &str) -> Self {
-        Self {
-            mtime: mtime.to_owned(),
-            ..self
-        }
+        Self { mtime: mtime.to_owned(), ..self }
     }
 
     pub(crate) fn xattr(mut self, name: &str, value: &[u8]) -> Self {
@@ -110,9 +95,7 @@ fn blob(nodes: &[Node]) -> Vec<u8> {
     for node in nodes {
         append(&mut tar, node);
     }
-    tar.into_inner()
-        .and_then(|gzip| gzip.finish())
-        .expect("memory takes it all")
+    tar.into_inner().and_then(|gzip| gzip.finish()).expect("memory takes it all")
 }
 
 fn append(tar: &mut tar::Builder<impl std::io::Write>, node: &Node) {
@@ -146,8 +129,7 @@ fn append(tar: &mut tar::Builder<impl std::io::Write>, node: &Node) {
     extended.set_entry_type(Type::XHeader);
     extended.set_size(records.len() as u64);
     extended.set_cksum();
-    tar.append(&extended, &records[..])
-        .expect("memory takes it all");
+    tar.append(&extended, &records[..]).expect("memory takes it all");
 
     header.set_entry_type(kind);
     header.set_mode(node.mode);
@@ -204,10 +186,7 @@ impl MemorySource {
 
     /// Merges layers, lowest first.
     pub(crate) fn add_tree(&mut self, slot: Slot, layers: &[Slot]) {
-        let layers: Vec<_> = layers
-            .iter()
-            .map(|slot| &*self.layers[slot].layer)
-            .collect();
+        let layers: Vec<_> = layers.iter().map(|slot| &*self.layers[slot].layer).collect();
         let bytes = merge(&layers, None).expect("layers merge").encode(slot);
         self.insert_tree(bytes);
     }
@@ -215,12 +194,7 @@ impl MemorySource {
     /// Adds a layer that is encoded already.
     pub(crate) fn insert_layer(&mut self, index: Vec<u8>, blob: Vec<u8>, copy: Vec<u8>) {
         let layer = Layer::open(Arc::new(index.clone())).expect("a good index");
-        let stored = StoredLayer {
-            layer: Arc::new(layer),
-            index,
-            blob,
-            copy,
-        };
+        let stored = StoredLayer { layer: Arc::new(layer), index, blob, copy };
         self.layers.insert(stored.layer.slot(), stored);
     }
 
@@ -236,14 +210,8 @@ impl MemorySource {
             assert_eq!(key, (slot, index));
             return Ok(bytes);
         }
-        let stored = self
-            .layers
-            .get(&slot)
-            .ok_or(ReadError::NoLayer { layer: slot })?;
-        let damaged = |what: &str| ReadError::Damaged {
-            layer: slot,
-            source: what.into(),
-        };
+        let stored = self.layers.get(&slot).ok_or(ReadError::NoLayer { layer: slot })?;
+        let damaged = |what: &str| ReadError::Damaged { layer: slot, source: what.into() };
         let span = stored.layer.span(index).ok_or(damaged("no such span"))?;
         let from = match span.source {
             SpanSource::Blob => &stored.blob,
@@ -254,10 +222,7 @@ impl MemorySource {
         let decoded = stored
             .layer
             .decode_span(index, compressed.ok_or(damaged("cut short"))?)
-            .map_err(|e| ReadError::Damaged {
-                layer: slot,
-                source: e.into(),
-            })?;
+            .map_err(|e| ReadError::Damaged { layer: slot, source: e.into() })?;
         let decoded = Arc::new(decoded);
         let mut last = self.last.lock().expect("no panic under the lock");
         *last = Some(((slot, index), Arc::clone(&decoded)));
@@ -271,9 +236,7 @@ impl FileSource for MemorySource {
     }
 
     fn layer(&self, slot: Slot) -> Option<Arc<Layer>> {
-        self.layers
-            .get(&slot)
-            .map(|stored| Arc::clone(&stored.layer))
+        self.layers.get(&slot).map(|stored| Arc::clone(&stored.layer))
     }
 
     fn read(
@@ -288,16 +251,10 @@ impl FileSource for MemorySource {
         for piece in layer.pieces(number, offset, len.into()) {
             match piece {
                 Piece::Zero { len } => out.resize(out.len() + len as usize, 0),
-                Piece::Data {
-                    mut tar_offset,
-                    mut len,
-                } => {
+                Piece::Data { mut tar_offset, mut len } => {
                     while len > 0 {
                         let index = layer.span_at(tar_offset);
-                        let index = index.ok_or(ReadError::NoContent {
-                            layer: slot,
-                            number,
-                        })?;
+                        let index = index.ok_or(ReadError::NoContent { layer: slot, number })?;
                         let start = layer.span(index).expect("it has an index").tar_offset;
                         let bytes = self.span(slot, index)?;
                         let from = &bytes[(tar_offset - start) as usize..];

@@ -30,12 +30,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub(crate) fn can_mount(test: &str) -> bool {
     let reason = if !rustix::process::geteuid().is_root() {
         "not root"
-    } else if File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .is_err()
-    {
+    } else if File::options().read(true).write(true).open("/dev/fuse").is_err() {
         "no /dev/fuse"
     } else {
         return true;
@@ -177,10 +172,7 @@ impl Watchdog {
             let timeout =
                 |limit| receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
             if timeout(limit) {
-                eprintln!(
-                    "no end after {} s: aborting the connection",
-                    limit.as_secs()
-                );
+                eprintln!("no end after {} s: aborting the connection", limit.as_secs());
                 abort(&target);
                 if timeout(Duration::from_secs(20)) {
                     eprintln!("still no end: aborting the test");
@@ -195,11 +187,7 @@ impl Watchdog {
 /// Writes a source to a directory, for another process to [`load`].
 fn save(source: &MemorySource, dir: &Path) {
     for (slot, stored) in &source.layers {
-        let parts = [
-            ("index", &stored.index),
-            ("blob", &stored.blob),
-            ("copy", &stored.copy),
-        ];
+        let parts = [("index", &stored.index), ("blob", &stored.blob), ("copy", &stored.copy)];
         for (part, bytes) in parts {
             fs::write(dir.join(format!("layer-{slot}.{part}")), bytes).expect("written");
         }
@@ -214,10 +202,7 @@ fn load(dir: &Path) -> MemorySource {
     let mut source = MemorySource::default();
     for entry in fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("an entry").path();
-        let name = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let read = |path: &Path| fs::read(path).expect("readable");
         if name.starts_with("layer-") && name.ends_with(".index") {
             let [blob, copy] = ["blob", "copy"].map(|part| read(&path.with_extension(part)));

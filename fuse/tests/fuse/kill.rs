@@ -37,11 +37,7 @@ fn check_files(root: &Path) -> std::io::Result<()> {
     for number in 0..FILES {
         let path = root.join(format!("d{}/s{}/file-{number}", number % 7, number % 3));
         let found = fs::read(&path)?;
-        assert!(
-            found == content(number),
-            "wrong bytes in {}",
-            path.display()
-        );
+        assert!(found == content(number), "wrong bytes in {}", path.display());
     }
     Ok(())
 }
@@ -55,10 +51,7 @@ fn check_big(root: &Path) -> std::io::Result<()> {
     for offset in (0..BIG).step_by(room.len()).rev() {
         let len = room.len().min(BIG - offset);
         file.read_exact_at(&mut room[..len], offset as u64)?;
-        assert!(
-            room[..len] == expected[offset..offset + len],
-            "wrong bytes at {offset}"
-        );
+        assert!(room[..len] == expected[offset..offset + len], "wrong bytes at {offset}");
     }
     Ok(())
 }

@@ -41,11 +41,7 @@ pub(crate) fn tree(root: &Path) -> std::io::Result<BTreeMap<String, Seen>> {
             for entry in fs::read_dir(path)? {
                 let entry = entry?;
                 let child = entry.file_name().into_string().expect("tests use UTF-8");
-                let child = if name.is_empty() {
-                    child
-                } else {
-                    format!("{name}/{child}")
-                };
+                let child = if name.is_empty() { child } else { format!("{name}/{child}") };
                 let listed = (entry.file_type()?, rustix::fs::DirEntryExt::ino(&entry));
                 let stat = fs::symlink_metadata(root.join(&child))?;
                 assert_eq!(listed, (stat.file_type(), stat.ino()), "{child}");
@@ -74,10 +70,7 @@ pub(crate) fn tree(root: &Path) -> std::io::Result<BTreeMap<String, Seen>> {
             (
                 meta.ino(),
                 Seen {
-                    kind: letters
-                        .iter()
-                        .find(|(_, is)| *is)
-                        .map_or('?', |(letter, _)| *letter),
+                    kind: letters.iter().find(|(_, is)| *is).map_or('?', |(letter, _)| *letter),
                     mode: meta.mode() & 0o7777,
                     uid: meta.uid(),
                     gid: meta.gid(),
@@ -92,22 +85,14 @@ pub(crate) fn tree(root: &Path) -> std::io::Result<BTreeMap<String, Seen>> {
             ),
         );
     }
-    let named = |(ino, seen): (u64, Seen)| Seen {
-        first: first[&ino].clone(),
-        ..seen
-    };
-    Ok(found
-        .into_iter()
-        .map(|(name, seen)| (name, named(seen)))
-        .collect())
+    let named = |(ino, seen): (u64, Seen)| Seen { first: first[&ino].clone(), ..seen };
+    Ok(found.into_iter().map(|(name, seen)| (name, named(seen))).collect())
 }
 
 fn xattrs(path: &Path) -> std::io::Result<BTreeMap<String, Vec<u8>>> {
     let mut names = vec![0; 64 << 10];
     let len = sys::llistxattr(path, &mut names)?;
-    let names = names[..len]
-        .split(|b| *b == 0)
-        .filter(|name| !name.is_empty());
+    let names = names[..len].split(|b| *b == 0).filter(|name| !name.is_empty());
     let mut found = BTreeMap::new();
     for name in names {
         let name = String::from_utf8(name.to_vec()).expect("tests use UTF-8");

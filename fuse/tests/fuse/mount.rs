@@ -41,10 +41,7 @@ fn assert_same(found: &BTreeMap<String, Seen>, expected: &BTreeMap<String, Seen>
     assert_eq!(names(found), names(expected));
     for (path, seen) in found {
         // Contents are too long to be printed
-        let [a, b] = [seen, &expected[path]].map(|s| Seen {
-            content: Vec::new(),
-            ..s.clone()
-        });
+        let [a, b] = [seen, &expected[path]].map(|s| Seen { content: Vec::new(), ..s.clone() });
         assert_eq!(a, b, "{path}");
         assert!(seen.content == expected[path].content, "content of {path}");
     }
@@ -56,24 +53,14 @@ fn a_tree_is_what_was_put_in() {
         return;
     }
     let keeper = Keeper::serve(&image(), LIMIT);
-    assert_same(
-        &listing::tree(&keeper.tree(17)).expect("no error"),
-        &expected(),
-    );
+    assert_same(&listing::tree(&keeper.tree(17)).expect("no error"), &expected());
     // Once more, from what the kernel kept
-    assert_same(
-        &listing::tree(&keeper.tree(17)).expect("no error"),
-        &expected(),
-    );
+    assert_same(&listing::tree(&keeper.tree(17)).expect("no error"), &expected());
 
     let upper = keeper.tree(18);
     assert_eq!(fs::read(upper.join("new")).expect("readable"), b"new");
     assert!(!upper.join("etc/empty").exists());
-    let ino = |tree, path: &str| {
-        fs::metadata(keeper.tree(tree).join(path))
-            .expect("there")
-            .ino()
-    };
+    let ino = |tree, path: &str| fs::metadata(keeper.tree(tree).join(path)).expect("there").ino();
     assert_eq!(ino(17, "bin/tool"), ino(18, "bin/tool"));
 }
 
@@ -85,11 +72,7 @@ fn names_and_numbers() {
     let keeper = Keeper::serve(&image(), LIMIT);
     let error = |path: &str| fs::metadata(keeper.lower().join(path)).map_err(|e| e.raw_os_error());
     for path in ["19", "017", "etc", "17/none", "17/etc/none"] {
-        assert_eq!(
-            error(path).expect_err("not there"),
-            Some(libc::ENOENT),
-            "{path}"
-        );
+        assert_eq!(error(path).expect_err("not there"), Some(libc::ENOENT), "{path}");
     }
     assert_eq!(error("17/one/x").expect_err("a file"), Some(libc::ENOTDIR));
     assert_eq!(fs::read_dir(keeper.lower()).expect("the root").count(), 0);
@@ -99,20 +82,10 @@ fn names_and_numbers() {
     assert_eq!(above.ino(), 1);
 
     let statistics = rustix::fs::statvfs(keeper.tree(17)).expect("statistics");
-    assert_eq!(
-        (
-            statistics.f_bsize,
-            statistics.f_namemax,
-            statistics.f_bavail
-        ),
-        (4096, 255, 0)
-    );
+    assert_eq!((statistics.f_bsize, statistics.f_namemax, statistics.f_bavail), (4096, 255, 0));
     assert!(statistics.f_blocks >= 2_500_001 / 4096 && statistics.f_files > 3000);
     let tool = fs::metadata(keeper.tree(17).join("bin/tool")).expect("there");
-    assert_eq!(
-        (tool.blocks(), tool.blksize()),
-        (2_500_001u64.div_ceil(512), 4096)
-    );
+    assert_eq!((tool.blocks(), tool.blksize()), (2_500_001u64.div_ceil(512), 4096));
 }
 
 #[test]
@@ -150,20 +123,11 @@ fn reads_at_odd_places() {
     let keeper = Keeper::serve(&image(), LIMIT);
     let content = noise(2_500_001, 7);
     let mut file = fs::File::open(keeper.tree(17).join("bin/tool")).expect("open");
-    for (offset, len) in [
-        (0, 1),
-        (4095, 2),
-        (1_048_575, 700_000),
-        (2_499_999, 100),
-        (1, 131_072),
-    ] {
+    for (offset, len) in [(0, 1), (4095, 2), (1_048_575, 700_000), (2_499_999, 100), (1, 131_072)] {
         let mut room = vec![0; len];
         let got = file.read_at(&mut room, offset as u64).expect("readable");
         let end = content.len().min(offset + len);
-        assert!(
-            got > 0 && room[..got] == content[offset..end.min(offset + got)],
-            "{offset}"
-        );
+        assert!(got > 0 && room[..got] == content[offset..end.min(offset + got)], "{offset}");
     }
     assert_eq!(file.read_at(&mut [0; 9], 2_500_001).expect("the end"), 0);
     assert_eq!(file.read_at(&mut [0; 9], 1 << 40).expect("past the end"), 0);
@@ -189,14 +153,9 @@ fn device_nodes_suid_and_exec_work() {
     source.add_layer(slot(1), &files);
     source.add_tree(slot(2), &[slot(1)]);
     let keeper = Keeper::serve(&source, LIMIT);
-    let status = Command::new(keeper.tree(2).join("true"))
-        .status()
-        .expect("it runs");
+    let status = Command::new(keeper.tree(2).join("true")).status().expect("it runs");
     assert!(status.success());
-    let output = Command::new(keeper.tree(2).join("id"))
-        .arg("-u")
-        .output()
-        .expect("it runs");
+    let output = Command::new(keeper.tree(2).join("id")).arg("-u").output().expect("it runs");
     assert_eq!(output.stdout, b"1234\n", "suid");
     let mut room = [1; 16];
     let mut zero = fs::File::open(keeper.tree(2).join("zero")).expect("a device");
@@ -259,16 +218,10 @@ fn a_second_walk_asks_nothing() {
     }
     let keeper = Keeper::mount(&image(), LIMIT);
     let asked = Arc::new(AtomicU64::new(0));
-    let source = Counting {
-        source: image(),
-        asked: Arc::clone(&asked),
-    };
+    let source = Counting { source: image(), asked: Arc::clone(&asked) };
     let device = keeper.mounted().device().try_clone_to_owned().expect("dup");
     let filesystem = Filesystem::new(Arc::new(source));
-    let options = ServeOptions {
-        request_threads: 1,
-        read_threads: 2,
-    };
+    let options = ServeOptions { request_threads: 1, read_threads: 2 };
     let server = adopt(device, keeper.mounted().handshake(), filesystem, &options);
     let server = server.expect("adopted");
     let served = std::thread::spawn(move || server.run());
@@ -285,17 +238,10 @@ fn a_second_walk_asks_nothing() {
     assert!(first > 0);
     assert_eq!(walk(root), files);
     assert_eq!(missing().expect_err("not there"), Some(libc::ENOENT));
-    assert_eq!(
-        asked.load(Ordering::Relaxed),
-        0,
-        "after {first} in the first walk"
-    );
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "after {first} in the first walk");
 
     drop(keeper);
-    served
-        .join()
-        .expect("no panic")
-        .expect("the connection ended");
+    served.join().expect("no panic").expect("the connection ended");
 }
 
 #[test]
@@ -304,14 +250,9 @@ fn a_mount_without_a_worker_waits_for_one() {
         return;
     }
     let mut keeper = Keeper::mount(&image(), LIMIT);
-    let mount = LowerMount::find(keeper.lower())
-        .expect("mountinfo")
-        .expect("it is mounted");
+    let mount = LowerMount::find(keeper.lower()).expect("mountinfo").expect("it is mounted");
     assert_eq!(mount.state(Duration::from_millis(200)), LowerState::Silent);
-    assert_eq!(
-        clear_stale(keeper.lower(), Duration::from_millis(200)).expect("mountinfo"),
-        0
-    );
+    assert_eq!(clear_stale(keeper.lower(), Duration::from_millis(200)).expect("mountinfo"), 0);
     keeper.start_worker();
     assert_eq!(mount.state(LIMIT), LowerState::Serving);
 
@@ -322,12 +263,7 @@ fn a_mount_without_a_worker_waits_for_one() {
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
     assert_eq!(clear_stale(keeper.lower(), LIMIT).expect("unmounted"), 1);
     assert_eq!(LowerMount::find(keeper.lower()).expect("mountinfo"), None);
-    assert_eq!(
-        fs::read_dir(keeper.lower())
-            .expect("a directory again")
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(keeper.lower()).expect("a directory again").count(), 0);
 }
 
 #[test]
@@ -355,23 +291,14 @@ fn permissions_are_the_images() {
     fs::set_permissions(keeper.dir(), fs::Permissions::from_mode(0o711)).expect("chmod");
     let cat = |uid: u32, path: &str| {
         let path = keeper.tree(17).join(path);
-        let output = Command::new("cat")
-            .arg(path)
-            .uid(uid)
-            .output()
-            .expect("cat runs");
+        let output = Command::new("cat").arg(path).uid(uid).output().expect("cat runs");
         output.status.success()
     };
     assert!(cat(1000, "one"));
-    assert!(
-        !cat(1000, "etc/secret"),
-        "its directory is closed to others"
-    );
+    assert!(!cat(1000, "etc/secret"), "its directory is closed to others");
     assert!(cat(0, "etc/secret"));
     assert_eq!(
-        fs::File::open(keeper.tree(17).join("etc/none"))
-            .map_err(|e| e.raw_os_error())
-            .err(),
+        fs::File::open(keeper.tree(17).join("etc/none")).map_err(|e| e.raw_os_error()).err(),
         Some(Some(libc::ENOENT))
     );
 }

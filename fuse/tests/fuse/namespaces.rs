@@ -32,29 +32,18 @@ fn a_user_namespace_can_mount() {
     if !can_mount("a_user_namespace_can_mount") {
         return;
     }
-    let possible = Command::new("unshare")
-        .args(["-Urm", "true"])
-        .stderr(Stdio::null())
-        .status();
+    let possible = Command::new("unshare").args(["-Urm", "true"]).stderr(Stdio::null()).status();
     if !possible.is_ok_and(|status| status.success()) {
         return skip("a_user_namespace_can_mount", "unshare -Urm is not allowed");
     }
     let output = Command::new("timeout")
         .args(["-k", "5", "60", "unshare", "-Urm"])
         .arg(std::env::current_exe().expect("the test binary"))
-        .args([
-            "--exact",
-            "namespaces::user_namespace_process",
-            "--nocapture",
-        ])
+        .args(["--exact", "namespaces::user_namespace_process", "--nocapture"])
         .env(INSIDE, "1")
         .output()
         .expect("timeout and unshare run");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Keeper and worker in one process, in a user namespace; an empty test in any other process.
@@ -67,28 +56,14 @@ fn user_namespace_process() {
     let mounted = mount(dir.path()).expect("mounted");
     let device = mounted.device().try_clone_to_owned().expect("dup");
     let filesystem = Filesystem::new(Arc::new(image()));
-    let server = adopt(
-        device,
-        mounted.handshake(),
-        filesystem,
-        &ServeOptions::default(),
-    );
+    let server = adopt(device, mounted.handshake(), filesystem, &ServeOptions::default());
     let server = server.expect("adopted");
     let served = std::thread::spawn(move || server.run());
-    assert_eq!(
-        fs::read(mounted.target().join("18/new")).expect("readable"),
-        b"new"
-    );
-    let output = Command::new("cat")
-        .arg(mounted.target().join("18/new"))
-        .uid(0)
-        .output();
+    assert_eq!(fs::read(mounted.target().join("18/new")).expect("readable"), b"new");
+    let output = Command::new("cat").arg(mounted.target().join("18/new")).uid(0).output();
     assert_eq!(output.expect("cat runs").stdout, b"new");
     rustix::mount::unmount(mounted.target(), UnmountFlags::DETACH).expect("mounted by us");
-    served
-        .join()
-        .expect("no panic")
-        .expect("the connection ended");
+    served.join().expect("no panic").expect("the connection ended");
 }
 
 /// A process in a user namespace that maps 0 and up to 100,000 and up.
@@ -96,10 +71,7 @@ struct Namespace(Child);
 
 impl Namespace {
     fn start() -> Option<Self> {
-        let child = Command::new("unshare")
-            .args(["-U", "sleep", "60"])
-            .spawn()
-            .ok()?;
+        let child = Command::new("unshare").args(["-U", "sleep", "60"]).spawn().ok()?;
         let namespace = Self(child);
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
         let start = Instant::now();
@@ -110,19 +82,13 @@ impl Namespace {
             std::thread::sleep(Duration::from_millis(5));
         }
         for map in ["uid_map", "gid_map"] {
-            fs::write(
-                format!("/proc/{}/{map}", namespace.0.id()),
-                "0 100000 65536",
-            )
-            .ok()?;
+            fs::write(format!("/proc/{}/{map}", namespace.0.id()), "0 100000 65536").ok()?;
         }
         Some(namespace)
     }
 
     fn open(&self) -> OwnedFd {
-        File::open(format!("/proc/{}/ns/user", self.0.id()))
-            .expect("it lives")
-            .into()
+        File::open(format!("/proc/{}/ns/user", self.0.id())).expect("it lives").into()
     }
 }
 
@@ -152,11 +118,7 @@ fn map_owners(tree: &OwnedFd, namespace: &OwnedFd) -> std::io::Result<()> {
             size_of_val(&attr),
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 #[test]
@@ -167,10 +129,7 @@ fn owners_can_be_mapped() {
     let keeper = Keeper::serve(&image(), LIMIT);
     let flag = peel_fuse::session::init::flags::ALLOW_IDMAP;
     if keeper.mounted().handshake().reply.flags & flag == 0 {
-        return skip(
-            "owners_can_be_mapped",
-            "the kernel has no idmapped FUSE mounts",
-        );
+        return skip("owners_can_be_mapped", "the kernel has no idmapped FUSE mounts");
     }
     let Some(namespace) = Namespace::start() else {
         return skip("owners_can_be_mapped", "unshare -U is not allowed");

@@ -60,28 +60,15 @@ fn overlays_work_on_top() {
     fs::write(&one, "written").expect("writable");
     fs::remove_file(target.join("etc/secret")).expect("removable");
     fs::set_permissions(&tool, fs::Permissions::from_mode(0o700)).expect("writable");
-    assert_eq!(
-        fs::read(upper.join("many/file-1")).expect("in the upper"),
-        b"written"
-    );
+    assert_eq!(fs::read(upper.join("many/file-1")).expect("in the upper"), b"written");
     let whiteout = fs::symlink_metadata(upper.join("etc/secret")).expect("a whiteout");
-    assert_eq!(
-        (whiteout.mode() & libc::S_IFMT, whiteout.rdev()),
-        (libc::S_IFCHR, 0)
-    );
+    assert_eq!((whiteout.mode() & libc::S_IFMT, whiteout.rdev()), (libc::S_IFCHR, 0));
     assert!(fs::read(&tool).expect("copied up") == noise(2_500_001, 7));
     let mut value = [0; 64];
     let len = rustix::fs::lgetxattr(&tool, "security.capability", &mut value).expect("copied up");
     assert_eq!(value[..len], CAPABILITY);
-    assert_eq!(
-        before,
-        (ino(&one), ino(&tool)),
-        "copying up keeps the numbers"
-    );
-    assert_eq!(
-        fs::read(keeper.tree(17).join("many/file-1")).expect("unchanged"),
-        b"1"
-    );
+    assert_eq!(before, (ino(&one), ino(&tool)), "copying up keeps the numbers");
+    assert_eq!(fs::read(keeper.tree(17).join("many/file-1")).expect("unchanged"), b"1");
 
     // Numbers after a copy-up come from file handles, which have to open in another worker too,
     // when the kernel has forgotten the inodes
@@ -90,10 +77,6 @@ fn overlays_work_on_top() {
     fs::write("/proc/sys/vm/drop_caches", "2").expect("root");
     keeper.start_worker();
     let overlay = Overlay::mount(&target, &keeper.tree(17), &upper, &work);
-    assert_eq!(
-        before,
-        (ino(&one), ino(&tool)),
-        "and so does another worker"
-    );
+    assert_eq!(before, (ino(&one), ino(&tool)), "and so does another worker");
     drop(overlay);
 }

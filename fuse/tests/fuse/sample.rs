@@ -10,15 +10,9 @@ use crate::{
 /// The entries of its one layer.
 fn nodes() -> Vec<Node> {
     let mut nodes = vec![
-        Node::dir("etc")
-            .mode(0o1770)
-            .owner(10, 20)
-            .xattr("user.dir", b"yes"),
+        Node::dir("etc").mode(0o1770).owner(10, 20).xattr("user.dir", b"yes"),
         Node::file("etc/empty", "").mtime("-1.25"),
-        Node::file("etc/secret", "s")
-            .mode(0o600)
-            .owner(1000, 1000)
-            .mtime("4102444800.123456789"),
+        Node::file("etc/secret", "s").mode(0o600).owner(1000, 1000).mtime("4102444800.123456789"),
         Node::file("etc/name with\nnewline \\ and \u{e9}", "x"),
         Node::dir("bin"),
         Node::file("bin/tool", noise(2_500_001, 7))
@@ -42,18 +36,14 @@ fn nodes() -> Vec<Node> {
 }
 
 /// cap_net_raw+ep, version 2 (linux/capability.h).
-pub(crate) const CAPABILITY: [u8; 20] = [
-    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-];
+pub(crate) const CAPABILITY: [u8; 20] =
+    [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Tree 17 is layer 5, tree 18 has layer 6 on top of it.
 pub(crate) fn image() -> MemorySource {
     let mut source = MemorySource::default();
     source.add_layer(slot(5), &nodes());
-    source.add_layer(
-        slot(6),
-        &[Node::file("etc/.wh.empty", ""), Node::file("new", "new")],
-    );
+    source.add_layer(slot(6), &[Node::file("etc/.wh.empty", ""), Node::file("new", "new")]);
     source.add_tree(slot(17), &[slot(5)]);
     source.add_tree(slot(18), &[slot(5), slot(6)]);
     source
@@ -71,9 +61,7 @@ pub(crate) fn expected() -> BTreeMap<String, Seen> {
             ("", None) => !p.is_empty(),
             _ => false,
         };
-        all.iter()
-            .filter(|n| n.kind == Kind::Directory && below(&n.path))
-            .count() as u64
+        all.iter().filter(|n| n.kind == Kind::Directory && below(&n.path)).count() as u64
     };
     let mut seen = BTreeMap::new();
     for node in &all {
@@ -81,9 +69,7 @@ pub(crate) fn expected() -> BTreeMap<String, Seen> {
             Kind::HardLink(target) => all.iter().find(|n| n.path == *target).expect("linked"),
             _ => node,
         };
-        let names = all
-            .iter()
-            .filter(|n| n.kind == Kind::HardLink(target.path.clone()));
+        let names = all.iter().filter(|n| n.kind == Kind::HardLink(target.path.clone()));
         let names: Vec<_> = names.map(|n| &n.path).chain([&target.path]).collect();
         let (kind, rdev, content) = match &target.kind {
             Kind::Directory => ('d', 0, &[][..]),
@@ -102,17 +88,9 @@ pub(crate) fn expected() -> BTreeMap<String, Seen> {
                 mode: target.mode,
                 uid: target.uid,
                 gid: target.gid,
-                nlink: if directory {
-                    2 + children(&node.path)
-                } else {
-                    names.len() as u64
-                },
+                nlink: if directory { 2 + children(&node.path) } else { names.len() as u64 },
                 rdev,
-                size: if directory {
-                    4096
-                } else {
-                    content.len() as u64
-                },
+                size: if directory { 4096 } else { content.len() as u64 },
                 mtime: time(&target.mtime),
                 first: (*names.iter().min().expect("itself")).clone(),
                 content: content.to_vec(),

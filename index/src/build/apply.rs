@@ -49,10 +49,7 @@ enum Place {
 
 impl LayerTree {
     pub(super) fn new() -> Self {
-        Self {
-            arena: Arena::new(),
-            lower_links: HashMap::new(),
-        }
+        Self { arena: Arena::new(), lower_links: HashMap::new() }
     }
 
     /// Applies an entry.
@@ -132,9 +129,7 @@ impl LayerTree {
         entry: &TarEntry,
     ) -> Result<(), EntryProblem> {
         check_link(&entry.link)?;
-        let directory_link = || EntryProblem::DirectoryLink {
-            target: printable(&entry.link),
-        };
+        let directory_link = || EntryProblem::DirectoryLink { target: printable(&entry.link) };
         let path = clean(&entry.link);
         let (name, parents) = path.names.split_last().ok_or_else(directory_link)?;
         let target = match self.walk(parents, false)? {
@@ -184,10 +179,7 @@ impl LayerTree {
 
     /// A new inode of a kind that is neither directory nor hard link, without its header.
     fn new_inode(&mut self, kind: FileKind, entry: &TarEntry) -> Result<InodeRecord, EntryProblem> {
-        let mut inode = InodeRecord {
-            mode: kind.type_bits().into(),
-            ..InodeRecord::default()
-        };
+        let mut inode = InodeRecord { mode: kind.type_bits().into(), ..InodeRecord::default() };
         match kind {
             FileKind::Regular => self.set_content(&mut inode, entry)?,
             FileKind::Symlink => {
@@ -258,14 +250,9 @@ impl LayerTree {
                 }
             }
         }
-        let set: Vec<(Vec<u8>, Vec<u8>)> = xattrs
-            .into_iter()
-            .map(|(n, v)| (n.into_owned(), v.into_owned()))
-            .collect();
-        let xattrs = self
-            .arena
-            .xattrs
-            .intern(set.iter().map(|(n, v)| (&n[..], &v[..])))?;
+        let set: Vec<(Vec<u8>, Vec<u8>)> =
+            xattrs.into_iter().map(|(n, v)| (n.into_owned(), v.into_owned())).collect();
+        let xattrs = self.arena.xattrs.intern(set.iter().map(|(n, v)| (&n[..], &v[..])))?;
         let inode = self.arena.inode_mut(number);
         let permissions = match kind {
             Some(FileKind::Symlink) => SYMLINK_MODE,
@@ -286,9 +273,7 @@ impl LayerTree {
     fn make_parents(&mut self, names: &[&[u8]]) -> Result<u32, EntryProblem> {
         match self.walk(names, true)? {
             Place::Directory(number) => Ok(number),
-            Place::Elsewhere(path) => Err(EntryProblem::NotDirectory {
-                path: printable(&path),
-            }),
+            Place::Elsewhere(path) => Err(EntryProblem::NotDirectory { path: printable(&path) }),
         }
     }
 
@@ -317,22 +302,14 @@ impl LayerTree {
             }
             if number == 0 {
                 let missing = join(self.arena.path(current), &name);
-                return Ok(Place::Elsewhere(
-                    rest.iter().rev().fold(missing, |p, n| join(p, n)),
-                ));
+                return Ok(Place::Elsewhere(rest.iter().rev().fold(missing, |p, n| join(p, n))));
             }
             match self.arena.kind(number) {
                 Some(FileKind::Directory) => current = number,
                 Some(FileKind::Symlink) => {
                     links += 1;
                     let target = clean(self.arena.target(number));
-                    rest.extend(
-                        target
-                            .names
-                            .iter()
-                            .rev()
-                            .map(|name| Cow::Owned(name.to_vec())),
-                    );
+                    rest.extend(target.names.iter().rev().map(|name| Cow::Owned(name.to_vec())));
                     if target.is_absolute {
                         current = ROOT;
                     }
@@ -391,11 +368,7 @@ fn check_name(name: &[u8]) -> Result<(), EntryProblem> {
     if name.len() > MAX_NAME {
         return Err(EntryProblem::Name { found: name.len() });
     }
-    if name.contains(&0) {
-        Err(EntryProblem::Nul)
-    } else {
-        Ok(())
-    }
+    if name.contains(&0) { Err(EntryProblem::Nul) } else { Ok(()) }
 }
 
 fn check_link(target: &[u8]) -> Result<(), EntryProblem> {

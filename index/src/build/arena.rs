@@ -78,8 +78,7 @@ impl Arena {
 
     /// Target of a symlink or lower link.
     pub(super) fn target(&self, number: u32) -> &[u8] {
-        self.names
-            .name(NameId::from_number(self.inode(number).data.get() as u32))
+        self.names.name(NameId::from_number(self.inode(number).data.get() as u32))
     }
 
     pub(super) fn link(&self, link: u32) -> &Link {
@@ -93,11 +92,10 @@ impl Arena {
     /// The link of a name, gone or not.
     pub(super) fn find(&self, parent: u32, name: &[u8]) -> Option<u32> {
         let name = self.names.find(name)?;
-        self.table
-            .find(self.hasher.hash_one((parent, name)), |link| {
-                let link = self.link(link);
-                (link.parent, link.name) == (parent, name)
-            })
+        self.table.find(self.hasher.hash_one((parent, name)), |link| {
+            let link = self.link(link);
+            (link.parent, link.name) == (parent, name)
+        })
     }
 
     /// The link of a name, made where there is none.
@@ -106,28 +104,14 @@ impl Arena {
             return Ok(link);
         }
         if self.links.len() >= MAX_ENTRIES {
-            return Err(HeapFull {
-                what: "names in a layer",
-                limit: MAX_ENTRIES as u64,
-            });
+            return Err(HeapFull { what: "names in a layer", limit: MAX_ENTRIES as u64 });
         }
         let name = self.names.intern(name)?;
         let first = self.inode(parent).data.get() as u32;
-        self.links.push(Link {
-            parent,
-            name,
-            next: first,
-            inode: 0,
-            is_whiteout: false,
-        });
+        self.links.push(Link { parent, name, next: first, inode: 0, is_whiteout: false });
         let link = self.links.len() as u32;
         self.inode_mut(parent).data = u64::from(link).into();
-        let Self {
-            links,
-            table,
-            hasher,
-            ..
-        } = self;
+        let Self { links, table, hasher, .. } = self;
         table.insert(hasher.hash_one((parent, name)), link, |link| {
             let link = &links[link as usize - 1];
             hasher.hash_one((link.parent, link.name))
@@ -138,10 +122,7 @@ impl Arena {
     /// Adds an inode that no link names yet.
     pub(super) fn add(&mut self, inode: InodeRecord) -> Result<u32, HeapFull> {
         if self.inodes.len() >= MAX_ENTRIES {
-            return Err(HeapFull {
-                what: "inodes in a layer",
-                limit: MAX_ENTRIES as u64,
-            });
+            return Err(HeapFull { what: "inodes in a layer", limit: MAX_ENTRIES as u64 });
         }
         self.inodes.push(inode);
         Ok(self.inodes.len() as u32)
@@ -209,9 +190,5 @@ impl Arena {
 /// A directory that nothing lists.
 pub(super) fn implicit_directory() -> InodeRecord {
     let mode = FileKind::Directory.type_bits() | IMPLICIT_MODE;
-    InodeRecord {
-        mode: mode.into(),
-        flags: IMPLICIT.into(),
-        ..InodeRecord::default()
-    }
+    InodeRecord { mode: mode.into(), flags: IMPLICIT.into(), ..InodeRecord::default() }
 }

@@ -33,12 +33,7 @@ pub(super) fn seal(
     for number in (1..=arena.inodes.len() as u32).filter(|n| numbers[*n as usize] != 0) {
         sections.add(&arena, &numbers, number, meta.tar_len.get())?;
     }
-    let Sections {
-        inodes,
-        dirents,
-        extents,
-        lower_links,
-    } = sections;
+    let Sections { inodes, dirents, extents, lower_links } = sections;
     drop(numbers);
     meta.lower_links = lower_links.into();
     let Arena { names, xattrs, .. } = arena;
@@ -66,9 +61,7 @@ fn new_numbers(arena: &Arena) -> Vec<u32> {
             next
         }
     };
-    std::iter::once(0)
-        .chain(arena.inodes.iter().map(number))
-        .collect()
+    std::iter::once(0).chain(arena.inodes.iter().map(number)).collect()
 }
 
 #[derive(Default)]
@@ -159,20 +152,11 @@ impl Sections {
 }
 
 fn place_target(arena: &Arena, inode: &mut InodeRecord) {
-    let (offset, _) = arena
-        .names
-        .place(NameId::from_number(inode.data.get() as u32));
+    let (offset, _) = arena.names.place(NameId::from_number(inode.data.get() as u32));
     inode.data = u64::from(offset).into();
 }
 
 fn check_content(tar_offset: u64, len: u64, tar_len: u64) -> Result<(), BuildError> {
     let found = tar_offset.saturating_add(len);
-    if found > tar_len {
-        Err(BuildError::Content {
-            expected: tar_len,
-            found,
-        })
-    } else {
-        Ok(())
-    }
+    if found > tar_len { Err(BuildError::Content { expected: tar_len, found }) } else { Ok(()) }
 }

@@ -108,13 +108,7 @@ impl LayerBuilder {
     /// # Errors
     /// As [`Self::push`], and when the stream or the tar is cut off.
     pub fn finish(self) -> Result<BuiltLayer, BuildError> {
-        let Self {
-            blob,
-            blob_len,
-            copy_len,
-            decoder,
-            mut reader,
-        } = self;
+        let Self { blob, blob_len, copy_len, decoder, mut reader } = self;
         let decoded = decoder.finish(&mut |tar| reader.push(tar));
         if let Some(error) = reader.failed.take() {
             return Err(error);
@@ -156,12 +150,7 @@ impl TarReader {
     fn push(&mut self, tar: &[u8]) -> Result<(), CodecError> {
         self.diff_id.update(tar);
         self.len += tar.len() as u64;
-        let Self {
-            parser,
-            tree,
-            failed,
-            ..
-        } = self;
+        let Self { parser, tree, failed, .. } = self;
         let parsed = parser.push(tar, &mut |entry| {
             tree.apply(&entry).map_err(|error| {
                 *failed = Some(error);

@@ -38,11 +38,7 @@ pub(super) struct Range {
 impl Range {
     pub(super) fn of(offset: u64, compressed: &[u8]) -> Self {
         let digest = *blake3::hash(compressed).as_bytes();
-        Self {
-            offset,
-            len: compressed.len() as u64,
-            digest,
-        }
+        Self { offset, len: compressed.len() as u64, digest }
     }
 }
 
@@ -68,15 +64,8 @@ impl Assembly {
         coding: SpanCoding,
         window: &[u8],
     ) {
-        debug_assert!(
-            self.pending.is_empty(),
-            "the copy is flushed before the blob goes on"
-        );
-        let window_offset = if window.is_empty() {
-            0
-        } else {
-            self.windows.len() as u64
-        };
+        debug_assert!(self.pending.is_empty(), "the copy is flushed before the blob goes on");
+        let window_offset = if window.is_empty() { 0 } else { self.windows.len() as u64 };
         self.windows.extend_from_slice(window);
         self.add(Span {
             tar_offset: self.covered,
@@ -127,10 +116,7 @@ impl Assembly {
     }
 
     pub(super) fn finish(mut self, compression: Compression) -> Decoded {
-        debug_assert!(
-            self.pending.is_empty(),
-            "the copy is flushed at the end of a stretch"
-        );
+        debug_assert!(self.pending.is_empty(), "the copy is flushed at the end of a stretch");
         Decoded {
             compression,
             copy: self.copy.take(),

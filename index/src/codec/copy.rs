@@ -42,11 +42,7 @@ impl CopyWriter {
         self.offset += frame.len() as u64;
         self.ready.extend_from_slice(&frame);
         let digest = *blake3::hash(&frame).as_bytes();
-        Ok(Frame {
-            offset,
-            len: frame.len(),
-            digest,
-        })
+        Ok(Frame { offset, len: frame.len(), digest })
     }
 
     /// The bytes written since the last call.

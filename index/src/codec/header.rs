@@ -63,11 +63,7 @@ pub(super) struct Header {
 
 impl Header {
     pub(super) fn new() -> Self {
-        Self {
-            at: At::Fixed(0),
-            flags: 0,
-            len: 0,
-        }
+        Self { at: At::Fixed(0), flags: 0, len: 0 }
     }
 
     /// Takes header bytes from the front of `input`; returns true once the header is complete, and
@@ -130,27 +126,15 @@ impl Header {
     }
 
     fn after_extra(&self) -> At {
-        if self.flags & FNAME != 0 {
-            At::Name
-        } else {
-            self.after_name()
-        }
+        if self.flags & FNAME != 0 { At::Name } else { self.after_name() }
     }
 
     fn after_name(&self) -> At {
-        if self.flags & FCOMMENT != 0 {
-            At::Comment
-        } else {
-            self.after_comment()
-        }
+        if self.flags & FCOMMENT != 0 { At::Comment } else { self.after_comment() }
     }
 
     fn after_comment(&self) -> At {
-        if self.flags & FHCRC != 0 {
-            At::CrcLow
-        } else {
-            At::Done
-        }
+        if self.flags & FHCRC != 0 { At::CrcLow } else { At::Done }
     }
 }
 
@@ -174,10 +158,7 @@ mod tests {
             (FEXTRA, b"\x03\x00abc"),
             (FEXTRA, b"\x00\x00"),
             (FHCRC, b"\x00\x00"),
-            (
-                FEXTRA | FNAME | FCOMMENT | FHCRC,
-                b"\x02\x00\0\0n\0c\0\x12\x34",
-            ),
+            (FEXTRA | FNAME | FCOMMENT | FHCRC, b"\x02\x00\0\0n\0c\0\x12\x34"),
         ];
         for &(flags, fields) in cases {
             let mut bytes = header(flags, fields);
@@ -218,10 +199,7 @@ mod tests {
     fn an_endless_name_is_refused() {
         let mut bytes = header(FNAME, b"");
         bytes.resize(3 << 20, b'n');
-        assert_eq!(
-            Header::new().push(&mut bytes.as_slice()),
-            Err(Fault::TooLong)
-        );
+        assert_eq!(Header::new().push(&mut bytes.as_slice()), Err(Fault::TooLong));
         bytes.truncate(1 << 20);
         assert_eq!(Header::new().push(&mut bytes.as_slice()), Ok(false));
     }

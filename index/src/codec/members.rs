@@ -15,11 +15,7 @@ pub(super) fn decode(
     window: &[u8],
     tar: &mut [u8],
 ) -> usize {
-    let (first, mut input) = match compressed.split_first() {
-        Some((&first, rest)) if bits > 0 => (first, rest),
-        _ => (0, compressed),
-    };
-    inflate.resume(bits, first, window);
+    let mut input = inflate.resume(compressed, bits, window);
     let mut filled = 0;
     while filled < tar.len() {
         let step = inflate.run(input, &mut tar[filled..], Stop::Never);

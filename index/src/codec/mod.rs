@@ -180,11 +180,7 @@ impl Default for StreamDecoder {
 impl StreamDecoder {
     /// A decoder that tells the compression from the first bytes.
     pub fn new() -> Self {
-        Self {
-            stream: Stream::Unknown(Vec::new()),
-            assembly: Assembly::default(),
-            failed: false,
-        }
+        Self { stream: Stream::Unknown(Vec::new()), assembly: Assembly::default(), failed: false }
     }
 
     /// Takes the next bytes of the blob, in any split; hands tar bytes to `sink`, in order.

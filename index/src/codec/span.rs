@@ -121,31 +121,15 @@ pub fn decode_span(span: &Span, window: &[u8], compressed: &[u8]) -> Result<Vec<
     let (origin, offset) = (span.source, span.offset);
     if span.tar_len > SPAN_MAX {
         let (found, max) = (u64::from(span.tar_len), u64::from(SPAN_MAX));
-        return Err(CodecError::Field {
-            origin,
-            offset,
-            field: "tar_len",
-            found,
-            max,
-        });
+        return Err(CodecError::Field { origin, offset, field: "tar_len", found, max });
     }
     if compressed.len() != span.len as usize {
         let (expected, found) = (span.len, compressed.len());
-        return Err(CodecError::Length {
-            origin,
-            offset,
-            expected,
-            found,
-        });
+        return Err(CodecError::Length { origin, offset, expected, found });
     }
     let found = *blake3::hash(compressed).as_bytes();
     if found != span.digest {
-        return Err(CodecError::Digest {
-            origin,
-            offset,
-            expected: span.digest,
-            found,
-        });
+        return Err(CodecError::Digest { origin, offset, expected: span.digest, found });
     }
 
     let mut tar = vec![0; span.tar_len as usize];
@@ -158,13 +142,7 @@ pub fn decode_span(span: &Span, window: &[u8], compressed: &[u8]) -> Result<Vec<
         SpanCoding::Deflate { bits } => {
             if bits > 7 {
                 let found = u64::from(bits);
-                return Err(CodecError::Field {
-                    origin,
-                    offset,
-                    field: "bits",
-                    found,
-                    max: 7,
-                });
+                return Err(CodecError::Field { origin, offset, field: "bits", found, max: 7 });
             }
             let window = window::unpack(window).map_err(|error| CodecError::Window {
                 origin,
@@ -176,25 +154,15 @@ pub fn decode_span(span: &Span, window: &[u8], compressed: &[u8]) -> Result<Vec<
         // A single call: a frame's declared window needs no memory, for the output is the window
         SpanCoding::ZstdFrames => {
             let mut decoder = ::zstd::bulk::Decompressor::new().map_err(zstd_failed)?;
-            decoder
-                .decompress_to_buffer(compressed, tar.as_mut_slice())
-                .unwrap_or(0)
+            decoder.decompress_to_buffer(compressed, tar.as_mut_slice()).unwrap_or(0)
         }
     };
     if decoded != tar.len() {
-        return Err(CodecError::Short {
-            origin,
-            offset,
-            expected: span.tar_len,
-            found: decoded,
-        });
+        return Err(CodecError::Short { origin, offset, expected: span.tar_len, found: decoded });
     }
     Ok(tar)
 }
 
 fn zstd_failed(error: std::io::Error) -> CodecError {
-    CodecError::Codec {
-        codec: "zstd decoder",
-        what: error.to_string(),
-    }
+    CodecError::Codec { codec: "zstd decoder", what: error.to_string() }
 }

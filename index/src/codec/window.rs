@@ -61,57 +61,38 @@ impl WindowPacker {
         }
         let len = start.tar.len().min(WINDOW);
         self.mark(start.window, |i| (i % RADIX) as u8 + 1);
-        let first = decode(
-            &mut self.inflate,
-            start,
-            &self.marked,
-            &mut self.remainders[..len],
-        );
+        let len = decode(&mut self.inflate, start, &self.marked, &mut self.remainders[..len]);
+        let differ = |(tar, remainder): (&u8, &u8)| tar != remainder;
+        let Some(last) = start.tar.iter().zip(&self.remainders[..len]).rposition(differ) else {
+            return Ok(Vec::new());
+        };
         self.mark(start.window, |i| (i / RADIX) as u8);
-        let second = decode(
-            &mut self.inflate,
-            start,
-            &self.marked,
-            &mut self.quotients[..len],
-        );
+        let len = decode(&mut self.inflate, start, &self.marked, &mut self.quotients[..=last]);
 
         self.sparse.clear();
         self.sparse.resize(start.window.len(), 0);
-        let mut used = false;
-        let decoded = first.min(second);
-        let marks = self.remainders[..decoded]
-            .iter()
-            .zip(&self.quotients[..decoded]);
+        let marks = self.remainders[..len].iter().zip(&self.quotients[..len]);
         for (&tar, (&remainder, &quotient)) in start.tar.iter().zip(marks) {
             if tar != remainder {
                 let i = usize::from((tar ^ remainder) - 1) + RADIX * usize::from(tar ^ quotient);
                 if let (Some(slot), Some(&byte)) = (self.sparse.get_mut(i), start.window.get(i)) {
                     *slot = byte;
-                    used = true;
                 }
             }
-        }
-        if !used {
-            return Ok(Vec::new());
         }
         self.encoder.compress(&self.sparse).map_err(encoder_failed)
     }
 
     fn mark(&mut self, window: &[u8], mark: impl Fn(usize) -> u8) {
         self.marked.clear();
-        self.marked
-            .extend(window.iter().enumerate().map(|(i, byte)| byte ^ mark(i)));
+        self.marked.extend(window.iter().enumerate().map(|(i, byte)| byte ^ mark(i)));
     }
 }
 
 /// Decodes the start of a span after a given window, up to the end of `output` or of the gzip
 /// member (the next one does not see the window). Returns the number of bytes decoded.
 fn decode(inflate: &mut Inflate, start: &SpanStart<'_>, window: &[u8], output: &mut [u8]) -> usize {
-    let (first, mut input) = match start.compressed.split_first() {
-        Some((&first, rest)) if start.bits > 0 => (first, rest),
-        _ => (0, start.compressed),
-    };
-    inflate.resume(start.bits, first, window);
+    let mut input = inflate.resume(start.compressed, start.bits, window);
     let mut filled = 0;
     while filled < output.len() {
         let step = inflate.run(input, &mut output[filled..], Stop::Never);
@@ -127,16 +108,9 @@ fn decode(inflate: &mut Inflate, start: &SpanStart<'_>, window: &[u8], output: &
 
 /// Undoes [`WindowPacker::pack`]; the stored bytes are not trusted.
 pub(super) fn unpack(stored: &[u8]) -> std::io::Result<Vec<u8>> {
-    if stored.is_empty() {
-        Ok(Vec::new())
-    } else {
-        ::zstd::bulk::decompress(stored, WINDOW)
-    }
+    if stored.is_empty() { Ok(Vec::new()) } else { ::zstd::bulk::decompress(stored, WINDOW) }
 }
 
 fn encoder_failed(error: std::io::Error) -> CodecError {
-    CodecError::Codec {
-        codec: "zstd encoder",
-        what: error.to_string(),
-    }
+    CodecError::Codec { codec: "zstd encoder", what: error.to_string() }
 }

@@ -75,10 +75,7 @@ impl Inflate {
             Ok(Self { stream })
         } else {
             let what = format!("could not be set up (code {code})");
-            Err(CodecError::Codec {
-                codec: "inflate",
-                what,
-            })
+            Err(CodecError::Codec { codec: "inflate", what })
         }
     }
 
@@ -89,16 +86,20 @@ impl Inflate {
         debug_assert_eq!(code, z::Z_OK);
     }
 
-    /// Prepares to go on in the middle of a stream: the `bits` (0 to 7) high bits of `first` come
-    /// before the next input, and `window` is what was decoded last.
-    pub(super) fn resume(&mut self, bits: u8, first: u8, window: &[u8]) {
+    /// Prepares to go on in the middle of a stream: with the `bits` high bits of the first byte of
+    /// `compressed` (1 to 7; 0: with the whole byte), after `window`, which was decoded last. Returns
+    /// the input that follows these bits.
+    pub(super) fn resume<'a>(&mut self, compressed: &'a [u8], bits: u8, window: &[u8]) -> &'a [u8] {
         self.reset();
-        let bits = bits.min(7);
+        let (first, rest) = match compressed.split_first() {
+            Some((&first, rest)) if (1..8).contains(&bits) => (Some(first), rest),
+            _ => (None, compressed),
+        };
         let window = &window[window.len().saturating_sub(WINDOW)..];
         // SAFETY: the stream is initialised (type invariant); zlib copies the window, which is valid
         // for the length given, at most 32 KiB.
         unsafe {
-            if bits > 0 {
+            if let Some(first) = first {
                 let value = c_int::from(first >> (8 - bits));
                 let code = z::inflatePrime(&raw mut *self.stream, c_int::from(bits), value);
                 debug_assert_eq!(code, z::Z_OK);
@@ -112,6 +113,7 @@ impl Inflate {
                 debug_assert_eq!(code, z::Z_OK);
             }
         }
+        rest
     }
 
     /// Decodes from `input` to `output` until it has to stop.
@@ -142,9 +144,7 @@ impl Inflate {
                     }
                     // zlib.h promises fewer than eight unused bits here
                     debug_assert!(state & UNUSED_BITS < 8);
-                    Status::Boundary {
-                        bits: (state & 7) as u8,
-                    }
+                    Status::Boundary { bits: (state & 7) as u8 }
                 }
                 z::Z_OK | z::Z_BUF_ERROR => Status::More,
                 _ => Status::Corrupt,

@@ -52,9 +52,7 @@ impl ZstdStream {
             what: error.to_string(),
         };
         let mut decoder = Decoder::new().map_err(failed)?;
-        decoder
-            .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-            .map_err(failed)?;
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(failed)?;
         Ok(Self {
             decoder,
             offset: 0,
@@ -85,10 +83,7 @@ impl ZstdStream {
     pub(super) fn finish(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
         if self.in_frame {
             let (compression, offset) = (Compression::Zstd, self.offset);
-            return Err(CodecError::Truncated {
-                compression,
-                offset,
-            });
+            return Err(CodecError::Truncated { compression, offset });
         }
         self.close_group(assembly);
         Ok(())
@@ -199,10 +194,7 @@ impl ZstdStream {
     fn explain(&self, error: &std::io::Error) -> CodecError {
         let (offset, what) = (self.offset, error.to_string());
         if what.contains("too much memory") {
-            CodecError::ZstdWindow {
-                offset,
-                max: 1 << WINDOW_LOG_MAX,
-            }
+            CodecError::ZstdWindow { offset, max: 1 << WINDOW_LOG_MAX }
         } else {
             CodecError::Zstd { offset, what }
         }

@@ -71,14 +71,8 @@ mod tests {
             table.insert(*key, index, |index| keys[index as usize]);
         }
         for (index, key) in (0..).zip(&keys) {
-            assert_eq!(
-                table.find(*key, |found| keys[found as usize] == *key),
-                Some(index)
-            );
-            assert_eq!(
-                table.find(*key + 1, |found| keys[found as usize] == *key + 1),
-                None
-            );
+            assert_eq!(table.find(*key, |found| keys[found as usize] == *key), Some(index));
+            assert_eq!(table.find(*key + 1, |found| keys[found as usize] == *key + 1), None);
         }
     }
 }

@@ -184,17 +184,12 @@ fn parse_header(first: &[u8]) -> Result<(Header, HeaderRecord), FormatError> {
         found: first.len() as u64,
     })?;
     if record.magic != MAGIC {
-        return Err(FormatError::Magic {
-            found: record.magic,
-        });
+        return Err(FormatError::Magic { found: record.magic });
     }
     // Before the checksum: a later version may lay out the rest differently
     if record.version.get() != FORMAT_VERSION {
         let found = record.version.get();
-        return Err(FormatError::Version {
-            expected: FORMAT_VERSION,
-            found,
-        });
+        return Err(FormatError::Version { expected: FORMAT_VERSION, found });
     }
     if record.checksum != header_checksum(&record) {
         return Err(FormatError::Checksum { part: "header" });
@@ -203,10 +198,8 @@ fn parse_header(first: &[u8]) -> Result<(Header, HeaderRecord), FormatError> {
         return Err(FormatError::Checksum { part: "header" });
     }
     let found = record.kind.get();
-    let kind = FileType::from_code(found).ok_or(FormatError::Kind {
-        expected: "layer index or tree",
-        found,
-    })?;
+    let kind = FileType::from_code(found)
+        .ok_or(FormatError::Kind { expected: "layer index or tree", found })?;
     let found = record.slot.get();
     let slot = Slot::new(found).ok_or(FormatError::Slot { found })?;
     let header = Header {
@@ -245,11 +238,9 @@ impl Section {
 
     fn from_kind(kind: u32) -> Option<Self> {
         use Section::*;
-        [
-            Meta, Inodes, Dirents, Names, Xattrs, Extents, Spans, Windows, Layers,
-        ]
-        .into_iter()
-        .find(|section| *section as u32 == kind)
+        [Meta, Inodes, Dirents, Names, Xattrs, Extents, Spans, Windows, Layers]
+            .into_iter()
+            .find(|section| *section as u32 == kind)
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -277,11 +268,7 @@ impl Section {
 
     /// A [`FormatError::Record`] of this section.
     pub(crate) fn bad(self, index: u64, problem: &'static str) -> FormatError {
-        FormatError::Record {
-            section: self.name(),
-            index,
-            problem,
-        }
+        FormatError::Record { section: self.name(), index, problem }
     }
 }
 
@@ -326,13 +313,7 @@ impl Sealed {
         }
         let numbering = numbering_digest(&table);
         let sections = sections.into_iter().map(|(_, content)| content).collect();
-        Self {
-            kind,
-            builder,
-            sections,
-            table,
-            numbering,
-        }
+        Self { kind, builder, sections, table, numbering }
     }
 
     pub(crate) fn numbering(&self) -> [u8; 32] {
@@ -341,9 +322,7 @@ impl Sealed {
 
     /// Length of the whole file in bytes.
     pub(crate) fn file_len(&self) -> u64 {
-        self.table
-            .last()
-            .map_or(HEADER_LEN as u64, |last| last.offset.get() + last.len.get())
+        self.table.last().map_or(HEADER_LEN as u64, |last| last.offset.get() + last.len.get())
     }
 
     /// The whole file.
@@ -393,52 +372,31 @@ impl Container {
         let file: &[u8] = (*bytes).as_ref();
         let (header, record) = parse_header(file)?;
         if header.kind != expected {
-            let expected = if expected == FileType::Layer {
-                "layer index"
-            } else {
-                "tree"
-            };
-            return Err(FormatError::Kind {
-                expected,
-                found: header.kind.code(),
-            });
+            let expected = if expected == FileType::Layer { "layer index" } else { "tree" };
+            return Err(FormatError::Kind { expected, found: header.kind.code() });
         }
         if header.file_len != file.len() as u64 {
             let found = file.len() as u64;
-            return Err(FormatError::Length {
-                expected: header.file_len,
-                found,
-            });
+            return Err(FormatError::Length { expected: header.file_len, found });
         }
         let count = record.sections.get();
         if count > MAX_SECTIONS {
-            return Err(FormatError::Table {
-                index: count,
-                problem: "too many sections",
-            });
+            return Err(FormatError::Table { index: count, problem: "too many sections" });
         }
         let table_end = HEADER_LEN + count as usize * size_of::<TableRecord>();
-        let table = file.get(HEADER_LEN..table_end).ok_or(FormatError::Length {
-            expected: table_end as u64,
-            found: file.len() as u64,
-        })?;
+        let table = file
+            .get(HEADER_LEN..table_end)
+            .ok_or(FormatError::Length { expected: table_end as u64, found: file.len() as u64 })?;
         if table_checksum(table) != record.table_checksum {
-            return Err(FormatError::Checksum {
-                part: "section table",
-            });
+            return Err(FormatError::Checksum { part: "section table" });
         }
-        let table = <[TableRecord]>::ref_from_bytes(table).map_err(|_| FormatError::Checksum {
-            part: "section table",
-        })?;
+        let table = <[TableRecord]>::ref_from_bytes(table)
+            .map_err(|_| FormatError::Checksum { part: "section table" })?;
         let ranges = check_sections(file, table, table_end)?;
         if numbering_digest(table) != header.numbering {
             return Err(FormatError::Checksum { part: "numbering" });
         }
-        Ok(Self {
-            bytes,
-            header,
-            ranges,
-        })
+        Ok(Self { bytes, header, ranges })
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -467,9 +425,8 @@ impl Container {
     where
         T: FromBytes + Immutable + KnownLayout + Unaligned,
     {
-        <[T]>::ref_from_bytes(self.section(section)).map_err(|_| FormatError::Section {
-            section: section.name(),
-        })
+        <[T]>::ref_from_bytes(self.section(section))
+            .map_err(|_| FormatError::Section { section: section.name() })
     }
 
     /// A section that is one record.
@@ -480,9 +437,8 @@ impl Container {
     where
         T: FromBytes + Immutable + KnownLayout + Unaligned,
     {
-        T::ref_from_bytes(self.section(section)).map_err(|_| FormatError::Section {
-            section: section.name(),
-        })
+        T::ref_from_bytes(self.section(section))
+            .map_err(|_| FormatError::Section { section: section.name() })
     }
 }
 
@@ -504,9 +460,7 @@ fn check_sections(
         if entry.reserved.get() != 0 || offset != end.next_multiple_of(ALIGNMENT) {
             return Err(bad("not at its place"));
         }
-        let padding = file
-            .get(end as usize..offset as usize)
-            .ok_or(bad("past the end"))?;
+        let padding = file.get(end as usize..offset as usize).ok_or(bad("past the end"))?;
         if padding.iter().any(|byte| *byte != 0) {
             return Err(bad("padding not zero"));
         }
@@ -514,14 +468,10 @@ fn check_sections(
         if end > file.len() as u64 {
             return Err(bad("past the end"));
         }
-        let content = file
-            .get(offset as usize..end as usize)
-            .ok_or(bad("past the end"))?;
+        let content = file.get(offset as usize..end as usize).ok_or(bad("past the end"))?;
         let section = Section::from_kind(kind);
         if *blake3::hash(content).as_bytes() != entry.checksum {
-            return Err(FormatError::Checksum {
-                part: section.map_or("section", Section::name),
-            });
+            return Err(FormatError::Checksum { part: section.map_or("section", Section::name) });
         }
         match section {
             Some(section) => ranges[section as usize] = (offset as usize, end as usize),
@@ -530,10 +480,7 @@ fn check_sections(
         }
     }
     if end != file.len() as u64 {
-        return Err(FormatError::Length {
-            expected: end,
-            found: file.len() as u64,
-        });
+        return Err(FormatError::Length { expected: end, found: file.len() as u64 });
     }
     Ok(ranges)
 }

@@ -40,9 +40,7 @@ pub(crate) struct NameHeap {
 impl NameHeap {
     /// The id of a name that the heap has.
     pub(crate) fn find(&self, name: &[u8]) -> Option<NameId> {
-        self.table
-            .find(self.hasher.hash_one(name), |id| self.bytes_of(id) == name)
-            .map(NameId)
+        self.table.find(self.hasher.hash_one(name), |id| self.bytes_of(id) == name).map(NameId)
     }
 
     /// The id of a name, adding it where it is new.
@@ -52,20 +50,12 @@ impl NameHeap {
             return Ok(NameId(id));
         }
         if self.bytes.len() + name.len() > MAX_HEAP {
-            return Err(HeapFull {
-                what: "bytes of names",
-                limit: MAX_HEAP as u64,
-            });
+            return Err(HeapFull { what: "bytes of names", limit: MAX_HEAP as u64 });
         }
         let id = self.ends.len() as u32;
         self.bytes.extend_from_slice(name);
         self.ends.push(self.bytes.len() as u32);
-        let Self {
-            bytes,
-            ends,
-            table,
-            hasher,
-        } = self;
+        let Self { bytes, ends, table, hasher } = self;
         table.insert(hash, id, |id| hasher.hash_one(range_of(bytes, ends, id)));
         Ok(NameId(id))
     }

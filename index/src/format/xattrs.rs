@@ -34,16 +34,11 @@ pub struct Xattrs<'a> {
 impl<'a> Xattrs<'a> {
     /// The set at an offset of the section; empty where there is none.
     pub(crate) fn at(section: &'a [u8], offset: u32) -> Self {
-        let split = section
-            .get(offset as usize..)
-            .and_then(|set| set.split_first_chunk());
+        let split = section.get(offset as usize..).and_then(|set| set.split_first_chunk());
         let Some((count, rest)) = split else {
             return Self::default();
         };
-        Self {
-            rest,
-            left: u32::from_le_bytes(*count),
-        }
+        Self { rest, left: u32::from_le_bytes(*count) }
     }
 
     fn step(&mut self) -> Option<(&'a [u8], &'a [u8])> {
@@ -104,9 +99,7 @@ impl XattrSets {
             starts.push(offset);
         }
         if starts.is_empty() {
-            return Err(FormatError::Section {
-                section: Section::Xattrs.name(),
-            });
+            return Err(FormatError::Section { section: Section::Xattrs.name() });
         }
         Ok(Self(starts))
     }
@@ -156,29 +149,19 @@ impl XattrHeap {
             return Ok(0);
         }
         encoded[..COUNT_LEN].copy_from_slice(&count.to_le_bytes());
-        let Self {
-            bytes,
-            sets,
-            table,
-            hasher,
-        } = self;
+        let Self { bytes, sets, table, hasher } = self;
         let hash = hasher.hash_one(&encoded[..]);
         if let Some(index) = table.find(hash, |index| set_bytes(bytes, sets, index) == encoded) {
             return Ok(sets[index as usize].0);
         }
         if bytes.len() + encoded.len() > MAX_HEAP {
-            return Err(HeapFull {
-                what: "bytes of extended attributes",
-                limit: MAX_HEAP as u64,
-            });
+            return Err(HeapFull { what: "bytes of extended attributes", limit: MAX_HEAP as u64 });
         }
         let start = bytes.len() as u32;
         bytes.extend_from_slice(&encoded);
         let index = sets.len() as u32;
         sets.push((start, bytes.len() as u32));
-        table.insert(hash, index, |index| {
-            hasher.hash_one(set_bytes(bytes, sets, index))
-        });
+        table.insert(hash, index, |index| hasher.hash_one(set_bytes(bytes, sets, index)));
         Ok(start)
     }
 
@@ -226,24 +209,14 @@ mod tests {
     fn bad_sections_are_refused() {
         let good = {
             let mut heap = XattrHeap::default();
-            heap.intern([(&b"user.a"[..], &b"1"[..]), (b"user.b", b"2")])
-                .expect("room");
+            heap.intern([(&b"user.a"[..], &b"1"[..]), (b"user.b", b"2")]).expect("room");
             heap.into_bytes()
         };
         assert!(XattrSets::check(&good).is_ok());
         for len in (0..good.len()).filter(|len| *len != COUNT_LEN) {
             assert!(XattrSets::check(&good[..len]).is_err(), "{len}");
         }
-        for (at, value) in [
-            (0, 1),
-            (4, 0),
-            (4, 3),
-            (4, 255),
-            (8, 0),
-            (9, 1),
-            (13, 255),
-            (14, 0),
-        ] {
+        for (at, value) in [(0, 1), (4, 0), (4, 3), (4, 255), (8, 0), (9, 1), (13, 255), (14, 0)] {
             let mut bad = good.clone();
             bad[at] = value;
             assert!(XattrSets::check(&bad).is_err(), "{at}");

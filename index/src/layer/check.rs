@@ -30,23 +30,13 @@ pub(super) fn check(layer: &Layer) -> Result<(), FormatError> {
     let extents: &[ExtentRecord] = layer.file.checked_records(Section::Extents)?;
     let sets = XattrSets::check(layer.file.section(Section::Xattrs))?;
     if inodes.is_empty() || inodes.len() > MAX_INODES {
-        return Err(FormatError::Section {
-            section: Section::Inodes.name(),
-        });
+        return Err(FormatError::Section { section: Section::Inodes.name() });
     }
     check_spans(layer)?;
 
     let names = layer.names();
     let mut references = vec![0u32; inodes.len()];
-    let mut checker = Checker {
-        layer,
-        inodes,
-        dirents,
-        extents,
-        names,
-        dirent: 0,
-        extent: 0,
-    };
+    let mut checker = Checker { layer, inodes, dirents, extents, names, dirent: 0, extent: 0 };
     let mut lower_links = 0;
     for (number, inode) in (1..).zip(inodes) {
         let bad = |problem| Section::Inodes.bad(u64::from(number), problem);
@@ -127,9 +117,7 @@ impl<'a> Checker<'a> {
                 (SPARSE, is_right)
             }
             Some(FileKind::Regular) => {
-                let is_inside = data
-                    .checked_add(size)
-                    .is_some_and(|end| end <= self.layer.tar_len);
+                let is_inside = data.checked_add(size).is_some_and(|end| end <= self.layer.tar_len);
                 (0, count == 0 && is_inside)
             }
             Some(FileKind::Symlink) => (0, is_text() && size == u64::from(count)),
@@ -171,10 +159,9 @@ impl<'a> Checker<'a> {
         let mut last = 0;
         for extent in claimed {
             let (logical, len) = (extent.logical.get(), extent.len.get());
-            let (Some(end), Some(tar_end)) = (
-                logical.checked_add(len),
-                extent.tar_offset.get().checked_add(len),
-            ) else {
+            let (Some(end), Some(tar_end)) =
+                (logical.checked_add(len), extent.tar_offset.get().checked_add(len))
+            else {
                 return false;
             };
             if len == 0 || logical < last || end > size || tar_end > self.layer.tar_len {
@@ -196,14 +183,9 @@ impl<'a> Checker<'a> {
         let mut last: &[u8] = &[];
         for (position, entry) in (self.dirent - children.len()..).zip(children) {
             let bad = |problem| Section::Dirents.bad(position as u64, problem);
-            let name = slice(
-                self.names,
-                entry.name_offset.get().into(),
-                entry.name_len.get().into(),
-            );
-            let name = name
-                .filter(|name| is_valid_name(name))
-                .ok_or(bad("invalid name"))?;
+            let name =
+                slice(self.names, entry.name_offset.get().into(), entry.name_len.get().into());
+            let name = name.filter(|name| is_valid_name(name)).ok_or(bad("invalid name"))?;
             if name <= last {
                 return Err(bad("names not ascending"));
             }
@@ -238,9 +220,7 @@ impl<'a> Checker<'a> {
 fn check_spans(layer: &Layer) -> Result<(), FormatError> {
     let records: &[SpanRecord] = layer.file.checked_records(Section::Spans)?;
     if u32::try_from(records.len()).is_err() {
-        return Err(FormatError::Section {
-            section: Section::Spans.name(),
-        });
+        return Err(FormatError::Section { section: Section::Spans.name() });
     }
     let windows = layer.file.section(Section::Windows);
     let mut tar_end = 0u64;
@@ -253,9 +233,7 @@ fn check_spans(layer: &Layer) -> Result<(), FormatError> {
         if span.tar_len == 0 || span.tar_len > SPAN_MAX {
             return Err(bad("length out of range"));
         }
-        tar_end = tar_end
-            .checked_add(span.tar_len.into())
-            .ok_or(bad("past the end"))?;
+        tar_end = tar_end.checked_add(span.tar_len.into()).ok_or(bad("past the end"))?;
         let source_len = match span.source {
             SpanSource::Blob => layer.blob_len,
             SpanSource::Copy => layer.copy_len,

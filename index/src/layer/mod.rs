@@ -57,16 +57,8 @@ impl Layer {
             Compression::from_code(meta.compression).ok_or(bad("unknown compression"))?;
         let (blob_len, tar_len) = (meta.blob_len.get(), meta.tar_len.get());
         let (copy_len, lower_links) = (meta.copy_len.get(), meta.lower_links.get());
-        let layer = Self {
-            blob,
-            blob_len,
-            diff_id,
-            tar_len,
-            compression,
-            copy_len,
-            lower_links,
-            file,
-        };
+        let layer =
+            Self { blob, blob_len, diff_id, tar_len, compression, copy_len, lower_links, file };
         check::check(&layer)?;
         Ok(layer)
     }
@@ -185,9 +177,7 @@ impl Layer {
         if tar_offset >= self.tar_len {
             return None;
         }
-        let after = self
-            .spans()
-            .partition_point(|span| span.tar_offset.get() <= tar_offset);
+        let after = self.spans().partition_point(|span| span.tar_offset.get() <= tar_offset);
         (after as u32).checked_sub(1)
     }
 
@@ -271,17 +261,12 @@ impl Layer {
     }
 
     fn has_flag(&self, number: u32, flag: u32) -> bool {
-        self.record(number)
-            .is_some_and(|record| record.flags.get() & flag != 0)
+        self.record(number).is_some_and(|record| record.flags.get() & flag != 0)
     }
 
     /// Numbers and targets of the hard links into lower layers.
     pub(crate) fn lower_links(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let inodes = if self.lower_links == 0 {
-            &[]
-        } else {
-            self.inodes()
-        };
+        let inodes = if self.lower_links == 0 { &[] } else { self.inodes() };
         (1..).zip(inodes).filter_map(|(number, record)| {
             let is_link = record.flags.get() & LOWER_LINK != 0;
             is_link.then(|| (number, self.heap_text(record).unwrap_or_default()))
@@ -302,10 +287,7 @@ impl std::fmt::Debug for Layer {
 pub(crate) fn digest(algorithm: u8, raw: &[u8; 64]) -> Option<Digest> {
     let algorithm = Algorithm::from_code(algorithm)?;
     let (raw, padding) = raw.split_at_checked(algorithm.raw_len())?;
-    padding
-        .iter()
-        .all(|byte| *byte == 0)
-        .then(|| Digest::from_bytes(algorithm, raw))?
+    padding.iter().all(|byte| *byte == 0).then(|| Digest::from_bytes(algorithm, raw))?
 }
 
 /// The reverse of [`digest`].

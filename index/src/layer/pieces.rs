@@ -42,19 +42,13 @@ impl<'a> Pieces<'a> {
         let size = inode.size.get();
         let range = offset.min(size)..offset.saturating_add(len).min(size);
         if inode.flags.get() & SPARSE == 0 {
-            return Self {
-                range,
-                content: Content::Contiguous(inode.data.get()),
-            };
+            return Self { range, content: Content::Contiguous(inode.data.get()) };
         }
         let first = usize::try_from(inode.data.get()).unwrap_or(usize::MAX);
         let end = first.saturating_add(inode.count.get() as usize);
         let own = extents.get(first..end).unwrap_or_default();
         let skip = own.partition_point(|extent| end_of(extent) <= range.start);
-        Self {
-            range,
-            content: Content::Sparse(&own[skip..]),
-        }
+        Self { range, content: Content::Sparse(&own[skip..]) }
     }
 }
 
@@ -71,26 +65,20 @@ impl Iterator for Pieces<'_> {
             return None;
         }
         let piece = match &mut self.content {
-            Content::Contiguous(tar_offset) => Piece::Data {
-                tar_offset: tar_offset.saturating_add(start),
-                len: end - start,
-            },
+            Content::Contiguous(tar_offset) => {
+                Piece::Data { tar_offset: tar_offset.saturating_add(start), len: end - start }
+            }
             Content::Sparse(extents) => match extents.split_first() {
                 Some((extent, rest)) if extent.logical.get() <= start => {
                     *extents = rest;
                     let within = start - extent.logical.get();
                     // At least 1: the constructor and the hole before left `start` inside
                     let len = end_of(extent).min(end).saturating_sub(start).max(1);
-                    Piece::Data {
-                        tar_offset: extent.tar_offset.get().saturating_add(within),
-                        len,
-                    }
+                    Piece::Data { tar_offset: extent.tar_offset.get().saturating_add(within), len }
                 }
                 next => {
                     let hole_end = next.map_or(end, |(next, _)| next.logical.get().min(end));
-                    Piece::Zero {
-                        len: hole_end - start,
-                    }
+                    Piece::Zero { len: hole_end - start }
                 }
             },
         };

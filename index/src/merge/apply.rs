@@ -52,10 +52,7 @@ struct Work<'a> {
 /// Applies all layers, lowest first.
 pub(super) fn apply<'a>(layers: &'a [&'a Layer]) -> Result<Merged<'a>, MergeError> {
     if layers.len() > MAX_LAYERS {
-        return Err(MergeError::Layers {
-            expected: MAX_LAYERS,
-            found: layers.len(),
-        });
+        return Err(MergeError::Layers { expected: MAX_LAYERS, found: layers.len() });
     }
     let mut merged = Merged {
         arena: Arena::new(layers),
@@ -92,20 +89,9 @@ impl<'a> Merged<'a> {
     fn apply_layer(&mut self, index: u16, layer: &'a Layer) -> Result<(), MergeError> {
         let links = self.apply_lower_links(index, layer)?;
         let pairs = vec![(ROOT, layer::ROOT)];
-        let mut work = Work {
-            index,
-            layer,
-            links,
-            pairs,
-            grafts: BTreeSet::new(),
-        };
+        let mut work = Work { index, layer, links, pairs, grafts: BTreeSet::new() };
         self.apply_pairs(&mut work)?;
-        while let Some(Graft {
-            from,
-            holder,
-            target,
-        }) = work.grafts.pop_first()
-        {
+        while let Some(Graft { from, holder, target }) = work.grafts.pop_first() {
             let directory = self.follow(layer, holder, &target)?;
             work.pairs.push((directory, from));
             self.apply_pairs(&mut work)?;
@@ -116,11 +102,7 @@ impl<'a> Merged<'a> {
     fn apply_pairs(&mut self, work: &mut Work<'a>) -> Result<(), MergeError> {
         while let Some((merged, number)) = work.pairs.pop() {
             if self.arena.directories.len() > MAX_DIRECTORIES {
-                return Err(HeapFull {
-                    what: "directories",
-                    limit: MAX_DIRECTORIES as u64,
-                }
-                .into());
+                return Err(HeapFull { what: "directories", limit: MAX_DIRECTORIES as u64 }.into());
             }
             self.apply_directory(work, merged, number);
         }
@@ -178,13 +160,7 @@ impl<'a> Merged<'a> {
             }
             (_, Some(FileKind::Directory)) => {
                 let below = below.filter(|_| entry.flags & HIDES_LOWER == 0);
-                if let Some(
-                    below @ Child {
-                        target: Target::Directory(directory),
-                        ..
-                    },
-                ) = below
-                {
+                if let Some(below @ Child { target: Target::Directory(directory), .. }) = below {
                     work.pairs.push((directory, number));
                     return Some(below);
                 }
@@ -193,11 +169,7 @@ impl<'a> Merged<'a> {
                     && let Some(target) = self.symlink_target(&below)
                 {
                     let target = target.to_vec();
-                    work.grafts.insert(Graft {
-                        from: number,
-                        holder: merged,
-                        target,
-                    });
+                    work.grafts.insert(Graft { from: number, holder: merged, target });
                     return Some(below);
                 }
                 let directory = self.arena.add_directory(merged);

@@ -55,11 +55,7 @@ pub(super) struct Arena<'a> {
 
 impl<'a> Arena<'a> {
     pub(super) fn new(layers: &'a [&'a Layer]) -> Self {
-        let root = Directory {
-            parent: ROOT,
-            listed: None,
-            children: Vec::new(),
-        };
+        let root = Directory { parent: ROOT, listed: None, children: Vec::new() };
         Self {
             layers,
             names: layers.iter().map(|layer| layer.names()).collect(),
@@ -93,22 +89,12 @@ impl<'a> Arena<'a> {
         target: Target,
     ) -> Child {
         // A layer's names have been checked: at most 255 bytes
-        Child {
-            name_offset,
-            name_layer: layer,
-            name_len: name_len as u8,
-            kind,
-            target,
-        }
+        Child { name_offset, name_layer: layer, name_len: name_len as u8, kind, target }
     }
 
     /// A new, empty directory that nothing lists and no entry names yet.
     pub(super) fn add_directory(&mut self, parent: u32) -> u32 {
-        self.directories.push(Directory {
-            parent,
-            listed: None,
-            children: Vec::new(),
-        });
+        self.directories.push(Directory { parent, listed: None, children: Vec::new() });
         (self.directories.len() - 1) as u32
     }
 

@@ -46,13 +46,7 @@ pub(super) fn seal(
         totals: Totals::default(),
     };
     encoder.walk(&mut merged)?;
-    let Encoder {
-        heap,
-        inodes,
-        dirents,
-        totals,
-        ..
-    } = encoder;
+    let Encoder { heap, inodes, dirents, totals, .. } = encoder;
 
     let (chain_algorithm, chain_id) = chain_id.as_ref().map_or((0, [0; 64]), digest_record);
     let meta = TreeMeta {
@@ -88,11 +82,7 @@ pub(super) fn seal(
         (Section::Layers, layers.as_bytes().to_vec()),
     ];
     let sealed = Sealed::new(FileType::Tree, MERGER_VERSION, sections);
-    Ok(BuiltTree {
-        sealed,
-        entries,
-        totals,
-    })
+    Ok(BuiltTree { sealed, entries, totals })
 }
 
 /// A layer's inode that may have several names.
@@ -129,9 +119,7 @@ fn count_names(merged: &Merged<'_>) -> Names {
                 Target::Group(group) => groups[group as usize] += 1,
                 Target::File(layer, number) => {
                     let index = usize::from(layer);
-                    let links = layers[index]
-                        .record(number)
-                        .map_or(1, |inode| inode.nlink.get());
+                    let links = layers[index].record(number).map_or(1, |inode| inode.nlink.get());
                     if links != 1 || occurs[index] > 1 {
                         shared.entry((layer, number)).or_default().names += 1;
                     }
@@ -203,25 +191,16 @@ impl Encoder {
     ) -> Result<Open, MergeError> {
         let directory = merged.arena.directory_mut(directory);
         let children = std::mem::take(&mut directory.children);
-        let subdirectories = children
-            .iter()
-            .filter(|c| c.kind == FileKind::Directory)
-            .count();
+        let subdirectories = children.iter().filter(|c| c.kind == FileKind::Directory).count();
         let mut inode = match directory.listed {
             Some((layer, number)) => {
                 let layer = merged.arena.layers[usize::from(layer)];
                 let xattrs = merged.xattrs.intern(layer.xattrs(number))?;
-                layer
-                    .inode(number)
-                    .map(|attr| record(&attr, xattrs))
-                    .unwrap_or_default()
+                layer.inode(number).map(|attr| record(&attr, xattrs)).unwrap_or_default()
             }
             None => {
                 let mode = FileKind::Directory.type_bits() | UNLISTED_MODE;
-                TreeInode {
-                    mode: mode.into(),
-                    ..TreeInode::default()
-                }
+                TreeInode { mode: mode.into(), ..TreeInode::default() }
             }
         };
         let first = self.dirents.len();
@@ -230,23 +209,15 @@ impl Encoder {
         inode.data = (first as u64).into();
         inode.count = (children.len() as u32).into();
         inode.nlink = (subdirectories as u32).saturating_add(2).into();
-        self.dirents
-            .resize(first + children.len(), TreeDirent::default());
+        self.dirents.resize(first + children.len(), TreeDirent::default());
         let number = self.add(inode)?;
         self.totals.inodes += 1;
-        Ok(Open {
-            number,
-            dirent: first,
-            children: children.into_iter(),
-        })
+        Ok(Open { number, dirent: first, children: children.into_iter() })
     }
 
     fn add(&mut self, inode: TreeInode) -> Result<u32, HeapFull> {
         if self.inodes.len() >= MAX_INODES {
-            return Err(HeapFull {
-                what: "inodes in a tree",
-                limit: MAX_INODES as u64,
-            });
+            return Err(HeapFull { what: "inodes in a tree", limit: MAX_INODES as u64 });
         }
         self.inodes.push(inode);
         Ok(self.inodes.len() as u32)
@@ -256,10 +227,7 @@ impl Encoder {
         let index = group as usize;
         if self.group_numbers[index] == 0 {
             let group = &merged.groups[index];
-            let attr = Attr {
-                nlink: self.group_names[index],
-                ..group.attr
-            };
+            let attr = Attr { nlink: self.group_names[index], ..group.attr };
             let inode = file_record(merged, &attr, group.content, group.xattrs);
             self.group_numbers[index] = self.add(inode)?;
             self.count(&attr);
@@ -271,11 +239,7 @@ impl Encoder {
     /// are not as many as the layer says.
     fn file(&mut self, merged: &mut Merged<'_>, inode: LayerInode) -> Result<u64, MergeError> {
         let layer = merged.arena.layers[usize::from(inode.0)];
-        let raw = NodeId::Layer {
-            slot: layer.slot(),
-            number: inode.1,
-        }
-        .to_raw();
+        let raw = NodeId::Layer { slot: layer.slot(), number: inode.1 }.to_raw();
         let Some(attr) = layer.inode(inode.1) else {
             return Ok(raw);
         };
@@ -295,10 +259,7 @@ impl Encoder {
             return Ok(own(number));
         }
         let xattrs = merged.xattrs.intern(layer.xattrs(inode.1))?;
-        let attr = Attr {
-            nlink: names,
-            ..attr
-        };
+        let attr = Attr { nlink: names, ..attr };
         let number = self.add(file_record(merged, &attr, inode, xattrs))?;
         self.shared.entry(inode).or_default().number = number;
         Ok(own(number))

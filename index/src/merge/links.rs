@@ -40,12 +40,7 @@ struct Walk {
 
 impl Walk {
     fn new(start: u32) -> Self {
-        Self {
-            current: start,
-            rest: Vec::new(),
-            links: 0,
-            steps: 0,
-        }
+        Self { current: start, rest: Vec::new(), links: 0, steps: 0 }
     }
 
     fn is_too_long(&mut self) -> bool {
@@ -67,8 +62,7 @@ impl Merged<'_> {
 
     fn enter(&self, walk: &mut Walk, target: &[u8]) {
         let path = clean(target);
-        walk.rest
-            .extend(path.names.iter().rev().map(|name| name.to_vec()));
+        walk.rest.extend(path.names.iter().rev().map(|name| name.to_vec()));
         if path.is_absolute {
             walk.current = ROOT;
         }
@@ -89,26 +83,15 @@ impl Merged<'_> {
         self.enter(&mut walk, target);
         while let Some(name) = walk.rest.pop() {
             if walk.is_too_long() {
-                return Err(MergeError::Links {
-                    layer: layer.diff_id(),
-                    path: path(),
-                });
+                return Err(MergeError::Links { layer: layer.diff_id(), path: path() });
             }
             if !is_valid_name(&name) {
-                return Err(MergeError::Name {
-                    layer: layer.diff_id(),
-                    path: path(),
-                });
+                return Err(MergeError::Name { layer: layer.diff_id(), path: path() });
             }
             let found = self.arena.find(walk.current, &name);
-            let child = found
-                .ok()
-                .map(|at| self.arena.directory(walk.current).children[at]);
+            let child = found.ok().map(|at| self.arena.directory(walk.current).children[at]);
             match child {
-                Some(Child {
-                    target: Target::Directory(directory),
-                    ..
-                }) => {
+                Some(Child { target: Target::Directory(directory), .. }) => {
                     walk.current = directory;
                 }
                 Some(child) if let Some(target) = self.symlink_target(&child) => {
@@ -141,10 +124,7 @@ impl Merged<'_> {
                 None => {
                     let group = self.split_off(target)?.ok_or_else(|| {
                         let path = printable(path);
-                        MergeError::MissingTarget {
-                            layer: layer.diff_id(),
-                            path,
-                        }
+                        MergeError::MissingTarget { layer: layer.diff_id(), path }
                     })?;
                     made_here.insert(target, group);
                     group
@@ -159,23 +139,14 @@ impl Merged<'_> {
     /// Directory and position of the file that a path of the lower layers names.
     fn find_target(&self, layer: &Layer, path: &[u8]) -> Result<(u32, usize), MergeError> {
         let digest = layer.diff_id();
-        let missing = || MergeError::MissingTarget {
-            layer: digest,
-            path: printable(path),
-        };
+        let missing = || MergeError::MissingTarget { layer: digest, path: printable(path) };
         let mut walk = Walk::new(ROOT);
         self.enter(&mut walk, path);
         while let Some(name) = walk.rest.pop() {
             if walk.is_too_long() {
-                return Err(MergeError::Links {
-                    layer: digest,
-                    path: printable(path),
-                });
+                return Err(MergeError::Links { layer: digest, path: printable(path) });
             }
-            let at = self
-                .arena
-                .find(walk.current, &name)
-                .map_err(|_| missing())?;
+            let at = self.arena.find(walk.current, &name).map_err(|_| missing())?;
             let child = self.arena.directory(walk.current).children[at];
             // Targets of links go on top of the rest, so the path's own last name comes last
             let is_last = walk.rest.is_empty();
@@ -195,10 +166,7 @@ impl Merged<'_> {
                 }
             }
         }
-        Err(MergeError::DirectoryTarget {
-            layer: digest,
-            path: printable(path),
-        })
+        Err(MergeError::DirectoryTarget { layer: digest, path: printable(path) })
     }
 
     /// Makes a group of the file at a position, which takes this name out of any group it had.
@@ -206,11 +174,7 @@ impl Merged<'_> {
         let group = match self.arena.directory(directory).children[at].target {
             Target::Group(old) => {
                 let old = &self.groups[old as usize];
-                Group {
-                    content: old.content,
-                    attr: old.attr,
-                    xattrs: old.xattrs,
-                }
+                Group { content: old.content, attr: old.attr, xattrs: old.xattrs }
             }
             Target::File(layer, number) => {
                 let of = self.arena.layers[usize::from(layer)];
@@ -218,11 +182,7 @@ impl Merged<'_> {
                     return Ok(None);
                 };
                 let xattrs = self.xattrs.intern(of.xattrs(number))?;
-                Group {
-                    content: (layer, number),
-                    attr,
-                    xattrs,
-                }
+                Group { content: (layer, number), attr, xattrs }
             }
             Target::Directory(_) => return Ok(None),
         };
@@ -246,14 +206,8 @@ impl Merged<'_> {
             .filter(|(name, _)| *name != b"security.capability")
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .collect();
-        xattrs.extend(
-            layer
-                .xattrs(number)
-                .map(|(name, value)| (name.to_vec(), value.to_vec())),
-        );
-        group.xattrs = self
-            .xattrs
-            .intern(xattrs.iter().map(|(n, v)| (&n[..], &v[..])))?;
+        xattrs.extend(layer.xattrs(number).map(|(name, value)| (name.to_vec(), value.to_vec())));
+        group.xattrs = self.xattrs.intern(xattrs.iter().map(|(n, v)| (&n[..], &v[..])))?;
         if group.attr.kind != FileKind::Symlink {
             group.attr.mode = record.mode.get() & PERMISSION_MASK;
         }

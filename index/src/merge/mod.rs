@@ -69,8 +69,6 @@ impl BuiltTree {
 
 impl std::fmt::Debug for BuiltTree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BuiltTree")
-            .field("entries", &self.entries)
-            .finish_non_exhaustive()
+        f.debug_struct("BuiltTree").field("entries", &self.entries).finish_non_exhaustive()
     }
 }

@@ -152,105 +152,43 @@ impl TarError {
 /// What is wrong, before it is known where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
-    Checksum {
-        expected: u32,
-        found: u64,
-    },
-    Number {
-        field: &'static str,
-        expected: &'static str,
-        found: Box<str>,
-    },
-    Record {
-        expected: &'static str,
-        found: Box<str>,
-    },
-    Sparse {
-        expected: Box<str>,
-        found: Box<str>,
-    },
-    TooLarge {
-        what: &'static str,
-        expected: u64,
-        found: u64,
-    },
-    UnsupportedType {
-        found: u8,
-    },
+    Checksum { expected: u32, found: u64 },
+    Number { field: &'static str, expected: &'static str, found: Box<str> },
+    Record { expected: &'static str, found: Box<str> },
+    Sparse { expected: Box<str>, found: Box<str> },
+    TooLarge { what: &'static str, expected: u64, found: u64 },
+    UnsupportedType { found: u8 },
 }
 
 impl Fault {
     pub(super) fn number(field: &'static str, expected: &'static str, found: &[u8]) -> Self {
-        Self::Number {
-            field,
-            expected,
-            found: escaped(found),
-        }
+        Self::Number { field, expected, found: escaped(found) }
     }
 
     pub(super) fn record(expected: &'static str, found: &[u8]) -> Self {
-        Self::Record {
-            expected,
-            found: escaped(found),
-        }
+        Self::Record { expected, found: escaped(found) }
     }
 
     pub(super) fn sparse(expected: impl Into<Box<str>>, found: impl ToString) -> Self {
-        Self::Sparse {
-            expected: expected.into(),
-            found: found.to_string().into(),
-        }
+        Self::Sparse { expected: expected.into(), found: found.to_string().into() }
     }
 
     /// The public error: this fault at an entry.
     pub(super) fn at(self, entry: &[u8], offset: u64) -> TarError {
         let entry = lossy(entry);
         match self {
-            Self::Checksum { expected, found } => TarError::Checksum {
-                entry,
-                offset,
-                expected,
-                found,
-            },
-            Self::Number {
-                field,
-                expected,
-                found,
-            } => TarError::Number {
-                field,
-                entry,
-                offset,
-                expected,
-                found,
-            },
-            Self::Record { expected, found } => TarError::Record {
-                entry,
-                offset,
-                expected,
-                found,
-            },
-            Self::Sparse { expected, found } => TarError::Sparse {
-                entry,
-                offset,
-                expected,
-                found,
-            },
-            Self::TooLarge {
-                what,
-                expected,
-                found,
-            } => TarError::TooLarge {
-                what,
-                entry,
-                offset,
-                expected,
-                found,
-            },
-            Self::UnsupportedType { found } => TarError::UnsupportedType {
-                entry,
-                offset,
-                found,
-            },
+            Self::Checksum { expected, found } => {
+                TarError::Checksum { entry, offset, expected, found }
+            }
+            Self::Number { field, expected, found } => {
+                TarError::Number { field, entry, offset, expected, found }
+            }
+            Self::Record { expected, found } => TarError::Record { entry, offset, expected, found },
+            Self::Sparse { expected, found } => TarError::Sparse { entry, offset, expected, found },
+            Self::TooLarge { what, expected, found } => {
+                TarError::TooLarge { what, entry, offset, expected, found }
+            }
+            Self::UnsupportedType { found } => TarError::UnsupportedType { entry, offset, found },
         }
     }
 }

@@ -129,10 +129,7 @@ pub(super) fn name(block: &Block) -> &[u8] {
 
 /// Bytes up to the first NUL, or all.
 pub(super) fn c_string(bytes: &[u8]) -> &[u8] {
-    let end = bytes
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     &bytes[..end]
 }
 
@@ -142,9 +139,7 @@ pub(super) const OWNER: &str = "-2147483648 to 4294967295";
 /// which is root for a file that root has just made. `None` past 32 bits, where containerd would
 /// cut an id down to some other user's, or root's.
 pub(super) fn owner(id: i64) -> Option<u32> {
-    let id = u32::try_from(id)
-        .or_else(|_| i32::try_from(id).map(|id| id as u32))
-        .ok()?;
+    let id = u32::try_from(id).or_else(|_| i32::try_from(id).map(|id| id as u32)).ok()?;
     Some(if id == u32::MAX { 0 } else { id })
 }
 
@@ -160,10 +155,7 @@ pub(super) fn field_number(field: &'static str, bytes: &[u8]) -> Result<i64, Fau
 /// Octal digits between blanks; a blank field is 0. Spaces and NULs are blanks, and what follows a
 /// NUL does not count, as in Go.
 fn octal(bytes: &[u8]) -> Option<i64> {
-    let start = bytes
-        .iter()
-        .position(|byte| !matches!(byte, 0 | b' '))
-        .unwrap_or(bytes.len());
+    let start = bytes.iter().position(|byte| !matches!(byte, 0 | b' ')).unwrap_or(bytes.len());
     let mut number: i64 = 0;
     let mut rest = bytes[start..].iter();
     for &byte in rest.by_ref() {
@@ -174,9 +166,7 @@ fn octal(bytes: &[u8]) -> Option<i64> {
             _ => return None,
         }
     }
-    rest.take_while(|&&byte| byte != 0)
-        .all(|&byte| byte == b' ')
-        .then_some(number)
+    rest.take_while(|&&byte| byte != 0).all(|&byte| byte == b' ').then_some(number)
 }
 
 /// Big-endian two's complement of which the top bit says only that it is one (GNU, star).
@@ -220,8 +210,5 @@ fn verify_checksum(block: &Block) -> Result<(), Fault> {
     if stated == i64::from(unsigned) - 256 * high {
         return Ok(());
     }
-    Err(Fault::Checksum {
-        expected: unsigned,
-        found: stated.unsigned_abs(),
-    })
+    Err(Fault::Checksum { expected: unsigned, found: stated.unsigned_abs() })
 }

@@ -54,22 +54,13 @@ enum State {
     /// A second block of zeros comes, or else something is wrong.
     Zero,
     /// Payload of a header that is about other entries.
-    Payload {
-        about: About,
-        total: u64,
-        bytes: Vec<u8>,
-    },
+    Payload { about: About, total: u64, bytes: Vec<u8> },
     /// An extension block of an old GNU sparse file comes.
     Extension(Box<Sparse>),
     /// The text of a 1.0 sparse map comes, then the content; `Sparse::stored` has both.
     Text(Box<TarEntry>, Box<TextMap>, u64),
     /// Bytes to skip: those of a content or payload, then those that pad them.
-    Skip {
-        what: &'static str,
-        begin: u64,
-        content: u64,
-        padding: u64,
-    },
+    Skip { what: &'static str, begin: u64, content: u64, padding: u64 },
     /// The archive has ended.
     End,
 }
@@ -168,13 +159,9 @@ impl TarParser {
             return Err(error.clone());
         }
         let result = match self.missing() {
-            Some((what, offset, expected, found)) => Err(TarError::Truncated {
-                what,
-                entry: lossy(&self.name),
-                offset,
-                expected,
-                found,
-            }),
+            Some((what, offset, expected, found)) => {
+                Err(TarError::Truncated { what, entry: lossy(&self.name), offset, expected, found })
+            }
             None => Ok(()),
         };
         self.failed = result.clone().err();
@@ -196,22 +183,13 @@ impl TarParser {
             State::Text(_, text, stored) => {
                 Some(("sparse map", self.offset - text.read, *stored, text.read))
             }
-            State::Payload {
-                about,
-                total,
-                bytes,
-            } => {
+            State::Payload { about, total, bytes } => {
                 let found = bytes.len() as u64;
                 Some((about.noun(), self.offset - found, *total, found))
             }
             State::Skip { content: 0, .. } if self.pending.begin.is_some() => block("header block"),
             State::Skip { content: 0, .. } | State::End => None,
-            State::Skip {
-                what,
-                begin,
-                content,
-                ..
-            } => {
+            State::Skip { what, begin, content, .. } => {
                 let found = self.offset - begin;
                 Some((*what, *begin, found.saturating_add(*content), found))
             }
@@ -221,9 +199,7 @@ impl TarParser {
     fn advance(&mut self, mut input: &[u8], on_entry: OnEntry<'_>) -> Result<(), TarError> {
         while !input.is_empty() {
             match &mut self.state {
-                State::Skip {
-                    content, padding, ..
-                } => {
+                State::Skip { content, padding, .. } => {
                     let skipped = take(content, input.len());
                     let skipped = skipped + take(padding, input.len() - skipped);
                     if *content == 0 && *padding == 0 {
@@ -313,20 +289,12 @@ impl TarParser {
         };
         if header.size > MAX_PAYLOAD {
             let (what, expected, found) = (about.noun(), MAX_PAYLOAD, header.size);
-            return Err(self.fault(Fault::TooLarge {
-                what,
-                expected,
-                found,
-            }));
+            return Err(self.fault(Fault::TooLarge { what, expected, found }));
         }
         if about != About::LaterEntries {
             self.pending.begin.get_or_insert(self.block_offset);
         }
-        self.state = State::Payload {
-            about,
-            total: header.size,
-            bytes: Vec::new(),
-        };
+        self.state = State::Payload { about, total: header.size, bytes: Vec::new() };
         if header.size == 0 {
             self.end_payload()?;
         }
@@ -335,12 +303,7 @@ impl TarParser {
 
     fn end_payload(&mut self) -> Result<(), TarError> {
         let state = std::mem::replace(&mut self.state, State::Header);
-        let State::Payload {
-            about,
-            total,
-            bytes,
-        } = state
-        else {
+        let State::Payload { about, total, bytes } = state else {
             return Ok(());
         };
         self.skip(about.noun(), 0, padding(total));
@@ -389,11 +352,7 @@ impl TarParser {
         if entry.size > 0 {
             entry.data.reserve_exact(1);
             let (tar_offset, len) = (self.offset, entry.size);
-            entry.data.push(Extent {
-                logical: 0,
-                tar_offset,
-                len,
-            });
+            entry.data.push(Extent { logical: 0, tar_offset, len });
         }
         self.skip("content", entry.size, padding(entry.size));
         on_entry(entry)
@@ -408,9 +367,7 @@ impl TarParser {
         on_entry: OnEntry<'_>,
     ) -> Result<(), TarError> {
         entry.size = map.real_size();
-        entry.data = map
-            .place(self.offset, stored)
-            .map_err(|fault| self.fault(fault))?;
+        entry.data = map.place(self.offset, stored).map_err(|fault| self.fault(fault))?;
         self.skip("content", stored, padding(stored));
         on_entry(entry)
     }
@@ -422,10 +379,7 @@ impl TarParser {
         (runs, more): (&[u8], bool),
         on_entry: OnEntry<'_>,
     ) -> Result<(), TarError> {
-        sparse
-            .map
-            .push_old_gnu(runs)
-            .map_err(|fault| self.fault(fault))?;
+        sparse.map.push_old_gnu(runs).map_err(|fault| self.fault(fault))?;
         if more {
             self.state = State::Extension(Box::new(sparse));
             return Ok(());
@@ -474,12 +428,7 @@ impl TarParser {
     fn skip(&mut self, what: &'static str, content: u64, padding: u64) {
         self.state = match (content, padding) {
             (0, 0) => State::Header,
-            _ => State::Skip {
-                what,
-                begin: self.offset,
-                content,
-                padding,
-            },
+            _ => State::Skip { what, begin: self.offset, content, padding },
         };
     }
 

@@ -100,9 +100,7 @@ impl Records {
                         self.add_xattr(name, value);
                     }
                 } else if let Some(keyword) = keyword.strip_prefix(b"GNU.sparse.") {
-                    self.sparse
-                        .get_or_insert_default()
-                        .set(keyword, value, pairs)?;
+                    self.sparse.get_or_insert_default().set(keyword, value, pairs)?;
                 }
             }
         }
@@ -143,10 +141,7 @@ impl Records {
             Value::Set(value) => value.len(),
             _ => 0,
         };
-        let xattrs = self
-            .xattrs
-            .iter()
-            .map(|(name, value)| XATTR_COST + name.len() + value.len());
+        let xattrs = self.xattrs.iter().map(|(name, value)| XATTR_COST + name.len() + value.len());
         (text(&self.path) + text(&self.linkpath) + xattrs.sum::<usize>()) as u64
     }
 
@@ -185,11 +180,7 @@ impl SparseRecords {
     }
 
     fn add_to_map(&mut self, keyword: &[u8], value: &[u8], pairs: &mut usize) -> Result<(), Fault> {
-        let expected: &[u8] = if pairs.is_multiple_of(2) {
-            b"offset"
-        } else {
-            b"numbytes"
-        };
+        let expected: &[u8] = if pairs.is_multiple_of(2) { b"offset" } else { b"numbytes" };
         if keyword != expected || value.contains(&b',') {
             let expected = "GNU.sparse.offset and GNU.sparse.numbytes in turn";
             return Err(Fault::record(expected, &[keyword, b"=", value].concat()));
@@ -235,22 +226,14 @@ fn split_record(payload: &[u8]) -> Result<Record<'_>, Fault> {
     if keyword.contains(&0) {
         return Err(fault("a keyword without NUL"));
     }
-    Ok(Record {
-        keyword,
-        value,
-        rest,
-    })
+    Ok(Record { keyword, value, rest })
 }
 
 fn parsed<T>(
     value: &[u8],
     parse: impl FnOnce(&[u8]) -> Result<T, Fault>,
 ) -> Result<Value<T>, Fault> {
-    if value.is_empty() {
-        Ok(Value::Cleared)
-    } else {
-        parse(value).map(Value::Set)
-    }
+    if value.is_empty() { Ok(Value::Cleared) } else { parse(value).map(Value::Set) }
 }
 
 fn text(value: &[u8]) -> Result<Vec<u8>, Fault> {
@@ -266,18 +249,13 @@ pub(super) fn size(field: &'static str, value: &[u8]) -> Result<u64, Fault> {
 }
 
 fn owner(field: &'static str, value: &[u8]) -> Result<u32, Fault> {
-    signed(value)
-        .and_then(header::owner)
-        .ok_or_else(|| Fault::number(field, header::OWNER, value))
+    signed(value).and_then(header::owner).ok_or_else(|| Fault::number(field, header::OWNER, value))
 }
 
 /// `[-]seconds[.fraction]`; digits past the ninth of the fraction are dropped, as Go does.
 fn time(value: &[u8]) -> Result<Time, Fault> {
     let parse = || {
-        let dot = value
-            .iter()
-            .position(|&byte| byte == b'.')
-            .unwrap_or(value.len());
+        let dot = value.iter().position(|&byte| byte == b'.').unwrap_or(value.len());
         let seconds = signed(&value[..dot])?;
         let fraction = value.get(dot + 1..).unwrap_or_default();
         if !fraction.iter().all(u8::is_ascii_digit) {
@@ -332,10 +310,7 @@ fn url_decode(name: &[u8]) -> Option<Vec<u8>> {
 
 /// RFC 4648 base64; libarchive leaves out the padding.
 fn base64_decode(value: &[u8]) -> Option<Vec<u8>> {
-    let end = value
-        .iter()
-        .rposition(|&byte| byte != b'=')
-        .map_or(0, |last| last + 1);
+    let end = value.iter().rposition(|&byte| byte != b'=').map_or(0, |last| last + 1);
     let mut decoded = Vec::with_capacity(end / 4 * 3 + 2);
     for group in value[..end].chunks(4) {
         let mut bits = 0_u32;
@@ -401,16 +376,9 @@ mod tests {
             ("Zm 9", None),
         ];
         for (value, expected) in table {
-            assert_eq!(
-                base64_decode(value.as_bytes()).as_deref(),
-                expected,
-                "{value}"
-            );
+            assert_eq!(base64_decode(value.as_bytes()).as_deref(), expected, "{value}");
         }
-        assert_eq!(
-            url_decode(b"user.a%3Db%25").as_deref(),
-            Some(&b"user.a=b%"[..])
-        );
+        assert_eq!(url_decode(b"user.a%3Db%25").as_deref(), Some(&b"user.a=b%"[..]));
         assert_eq!(url_decode(b"user.%3"), None);
         assert_eq!(url_decode(b"user.%zz"), None);
     }
@@ -431,11 +399,7 @@ mod tests {
         ];
         for payload in table {
             let fault = Records::parse(payload).unwrap_err();
-            assert!(
-                matches!(fault, Fault::Record { .. }),
-                "{}: {fault:?}",
-                payload.escape_ascii()
-            );
+            assert!(matches!(fault, Fault::Record { .. }), "{}: {fault:?}", payload.escape_ascii());
         }
     }
 }

@@ -31,13 +31,7 @@ pub(super) struct Map {
 
 impl Map {
     pub(super) fn new(real_size: u64) -> Self {
-        Self {
-            real_size,
-            extents: Vec::new(),
-            count: 0,
-            end: 0,
-            stored: 0,
-        }
+        Self { real_size, extents: Vec::new(), count: 0, end: 0, stored: 0 }
     }
 
     pub(super) fn real_size(&self) -> u64 {
@@ -48,37 +42,21 @@ impl Map {
     pub(super) fn push(&mut self, logical: u64, len: u64) -> Result<(), Fault> {
         if self.count == MAX_RUNS {
             let found = MAX_RUNS + 1;
-            return Err(Fault::TooLarge {
-                what: "sparse map",
-                expected: MAX_RUNS,
-                found,
-            });
+            return Err(Fault::TooLarge { what: "sparse map", expected: MAX_RUNS, found });
         }
         self.count += 1;
         if logical < self.end {
-            return Err(Fault::sparse(
-                format!("a run at {} or later", self.end),
-                logical,
-            ));
+            return Err(Fault::sparse(format!("a run at {} or later", self.end), logical));
         }
-        let end = logical
-            .checked_add(len)
-            .filter(|&end| end <= self.real_size);
+        let end = logical.checked_add(len).filter(|&end| end <= self.real_size);
         let Some(end) = end else {
             let expected = format!("runs within the file's {} bytes", self.real_size);
-            return Err(Fault::sparse(
-                expected,
-                format_args!("{len} bytes at {logical}"),
-            ));
+            return Err(Fault::sparse(expected, format_args!("{len} bytes at {logical}")));
         };
         if len > 0 {
             match self.extents.last_mut() {
                 Some(last) if last.logical + last.len == logical => last.len += len,
-                _ => self.extents.push(Extent {
-                    logical,
-                    tar_offset: self.stored,
-                    len,
-                }),
+                _ => self.extents.push(Extent { logical, tar_offset: self.stored, len }),
             }
         }
         self.end = end;
@@ -108,10 +86,7 @@ impl Map {
                 u64::try_from(field_number(field, bytes)?)
                     .map_err(|_| Fault::number(field, "0 or more", bytes))
             };
-            self.push(
-                number("sparse offset", &run[..12])?,
-                number("sparse length", &run[12..])?,
-            )?;
+            self.push(number("sparse offset", &run[..12])?, number("sparse length", &run[12..])?)?;
         }
         Ok(())
     }
@@ -191,13 +166,7 @@ struct Digits {
 
 impl TextMap {
     pub(super) fn new(map: Map) -> Self {
-        Self {
-            map,
-            read: 0,
-            left: None,
-            offset: None,
-            digits: Digits::default(),
-        }
+        Self { map, read: 0, left: None, offset: None, digits: Digits::default() }
     }
 
     /// Takes bytes up to the map's end: how many, and whether that end was among them.
@@ -249,10 +218,6 @@ impl Digits {
     }
 
     fn malformed(&self) -> Fault {
-        Fault::number(
-            "number of the sparse map",
-            "0 to 9223372036854775807",
-            self.text(),
-        )
+        Fault::number("number of the sparse map", "0 to 9223372036854775807", self.text())
     }
 }

@@ -105,11 +105,7 @@ fn feed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<TarEntry>, Result<()
 fn parse(bytes: &[u8]) -> Result<Vec<TarEntry>, TarError> {
     let (entries, result) = feed(std::iter::once(bytes));
     for size in [1, 511, 513] {
-        assert_eq!(
-            feed(bytes.chunks(size)),
-            (entries.clone(), result.clone()),
-            "pieces of {size}"
-        );
+        assert_eq!(feed(bytes.chunks(size)), (entries.clone(), result.clone()), "pieces of {size}");
     }
     result.map(|()| entries)
 }
@@ -132,11 +128,7 @@ fn error(parts: &[&[u8]]) -> TarError {
 }
 
 fn extent(logical: u64, tar_offset: u64, len: u64) -> Extent {
-    Extent {
-        logical,
-        tar_offset,
-        len,
-    }
+    Extent { logical, tar_offset, len }
 }
 
 #[test]
@@ -180,10 +172,7 @@ fn numbers() {
         (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
         (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
         (b"\xc0\0\0\0\0\0\0\0", Some(-(1 << 62))),
-        (
-            b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
-            Some(i64::MAX),
-        ),
+        (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
         (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
         (b"\x80\0\0\x01\0\0\0\0\0\0\0\0", None),
         (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", Some(i64::MIN)),
@@ -216,60 +205,21 @@ fn owners() {
 #[test]
 fn formats_and_prefixes() {
     let table: [(&str, Edits<'_>, Format, &str); 8] = [
-        (
-            "V7",
-            &[(257, b"\0\0\0\0\0\0\0\0"), (345, b"no")],
-            Format::V7,
-            "name",
-        ),
-        (
-            "ustar",
-            &[(345, b"some/dir")],
-            Format::Ustar,
-            "some/dir/name",
-        ),
-        (
-            "ustar of another version",
-            &[(263, b"  "), (345, b"dir")],
-            Format::Ustar,
-            "dir/name",
-        ),
-        (
-            "star",
-            &[(345, &[b'p'; 155]), (508, b"tar\0")],
-            Format::Star,
-            "",
-        ),
-        (
-            "GNU",
-            &[GNU, (345, b"14721366125 14721366125 ")],
-            Format::Gnu,
-            "name",
-        ),
+        ("V7", &[(257, b"\0\0\0\0\0\0\0\0"), (345, b"no")], Format::V7, "name"),
+        ("ustar", &[(345, b"some/dir")], Format::Ustar, "some/dir/name"),
+        ("ustar of another version", &[(263, b"  "), (345, b"dir")], Format::Ustar, "dir/name"),
+        ("star", &[(345, &[b'p'; 155]), (508, b"tar\0")], Format::Star, ""),
+        ("GNU", &[GNU, (345, b"14721366125 14721366125 ")], Format::Gnu, "name"),
         ("GNU, blank times", &[GNU], Format::Gnu, "name"),
-        (
-            "GNU of Go 1.7",
-            &[GNU, (345, b"some/dir")],
-            Format::Gnu,
-            "some/dir/name",
-        ),
-        (
-            "GNU, binary",
-            &[GNU, (345, b"\x01\xff")],
-            Format::Gnu,
-            "name",
-        ),
+        ("GNU of Go 1.7", &[GNU, (345, b"some/dir")], Format::Gnu, "some/dir/name"),
+        ("GNU, binary", &[GNU, (345, b"\x01\xff")], Format::Gnu, "name"),
     ];
     for (case, edits, format, path) in table {
         let block = edited(b'0', 0, edits);
         let header = Header::parse(&block).unwrap();
         assert_eq!(header.format, format, "{case}");
         let found = header.path();
-        let path = if format == Format::Star {
-            "p".repeat(131) + "/name"
-        } else {
-            path.into()
-        };
+        let path = if format == Format::Star { "p".repeat(131) + "/name" } else { path.into() };
         assert_eq!(String::from_utf8_lossy(&found), path, "{case}");
     }
 }
@@ -280,10 +230,7 @@ fn names_fill_their_fields() {
     put(&mut block, 157, "l".repeat(100));
     put(&mut block, 345, "p".repeat(155));
     let entry = one(&[&seal(block)]);
-    assert_eq!(
-        entry.path,
-        [[b'p'; 155].as_slice(), b"/", &[b'n'; 100]].concat()
-    );
+    assert_eq!(entry.path, [[b'p'; 155].as_slice(), b"/", &[b'n'; 100]].concat());
     assert_eq!(entry.link, [b'l'; 100]);
 }
 
@@ -301,13 +248,7 @@ fn checksums() {
 
     let mut wrong = header(b'0', "file", 0);
     wrong[3] ^= 1;
-    let TarError::Checksum {
-        entry,
-        offset: 0,
-        expected,
-        found,
-    } = error(&[&wrong])
-    else {
+    let TarError::Checksum { entry, offset: 0, expected, found } = error(&[&wrong]) else {
         panic!("no checksum error")
     };
     assert_eq!((&*entry, expected.abs_diff(found as u32)), ("fild", 1));
@@ -344,26 +285,14 @@ fn kinds() {
         let entry = one(&[&edited(typeflag, size, &edits)]);
         assert_eq!(entry.kind, kind);
         assert_eq!((entry.size, &entry.data[..]), (0, &[][..]), "{kind:?}");
-        let link = if matches!(kind, HardLink | Symlink) {
-            &b"to"[..]
-        } else {
-            b""
-        };
+        let link = if matches!(kind, HardLink | Symlink) { &b"to"[..] } else { b"" };
         assert_eq!(entry.link, link, "{kind:?}");
-        let device = if matches!(kind, CharDevice | BlockDevice) {
-            (8, 9)
-        } else {
-            (0, 0)
-        };
+        let device = if matches!(kind, CharDevice | BlockDevice) { (8, 9) } else { (0, 0) };
         assert_eq!((entry.rdev_major, entry.rdev_minor), device, "{kind:?}");
     }
     for found in *b"VMNDXA89\xff" {
         let block = header(found, "odd", 0);
-        let expected = TarError::UnsupportedType {
-            entry: "odd".into(),
-            offset: 0,
-            found,
-        };
+        let expected = TarError::UnsupportedType { entry: "odd".into(), offset: 0, found };
         assert_eq!(error(&[&block]), expected);
     }
 }
@@ -371,10 +300,7 @@ fn kinds() {
 #[test]
 fn a_long_name_can_make_a_directory() {
     let name = "d".repeat(200) + "/";
-    let parts = [
-        with_payload(b'L', "././@LongLink", name.as_bytes()),
-        header(0, "d", 5).to_vec(),
-    ];
+    let parts = [with_payload(b'L', "././@LongLink", name.as_bytes()), header(0, "d", 5).to_vec()];
     let entry = one(&[&parts.concat()]);
     assert_eq!((entry.kind, entry.size), (EntryKind::Directory, 0));
 }
@@ -382,12 +308,7 @@ fn a_long_name_can_make_a_directory() {
 #[test]
 fn fields_out_of_range() {
     let table: [(&str, u8, usize, &[u8]); 7] = [
-        (
-            "size",
-            b'0',
-            124,
-            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
-        ),
+        ("size", b'0', 124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
         ("size", b'0', 124, b"\x80\0\0\0\x80\0\0\0\0\0\0\0"),
         ("uid", b'0', 108, b"\x80\0\0\x01\0\0\0\0"),
         ("gid", b'0', 116, b"nobody\0\0"),
@@ -405,44 +326,24 @@ fn fields_out_of_range() {
         );
     }
     // No device, so nobody looks
-    assert_eq!(
-        one(&[&edited(b'0', 0, &[(329, b"junkjunk")])]).rdev_major,
-        0
-    );
+    assert_eq!(one(&[&edited(b'0', 0, &[(329, b"junkjunk")])]).rdev_major, 0);
 }
 
 #[test]
 fn the_end() {
     let (file, zeros) = (header(b'0', "file", 0), [0; BLOCK]);
     for tail in [&[][..], &zeros, &[0; 2 * BLOCK], &[0; 20 * BLOCK]] {
-        assert_eq!(
-            parse_parts(&[&file, tail]).unwrap().len(),
-            1,
-            "{} bytes",
-            tail.len()
-        );
+        assert_eq!(parse_parts(&[&file, tail]).unwrap().len(), 1, "{} bytes", tail.len());
     }
     assert_eq!(parse(&[]).unwrap(), []);
     // Nothing counts after the end
-    assert_eq!(
-        parse_parts(&[&file, &zeros, &zeros, &file, b"junk"])
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(parse_parts(&[&file, &zeros, &zeros, &file, b"junk"]).unwrap().len(), 1);
     let expected = TarError::LoneZeroBlock { offset: 512 };
     assert_eq!(error(&[&file, &zeros, &file]), expected);
     // Dropped by the end, cut off by the end of the stream
     let name = with_payload(b'L', "long", b"name");
     assert_eq!(parse_parts(&[&name, &zeros, &zeros]).unwrap(), []);
-    assert!(matches!(
-        error(&[&name]),
-        TarError::Truncated {
-            offset: 1024,
-            found: 0,
-            ..
-        }
-    ));
+    assert!(matches!(error(&[&name]), TarError::Truncated { offset: 1024, found: 0, .. }));
 }
 
 #[test]
@@ -457,16 +358,7 @@ fn truncation() {
     for (cut, what, offset, expected, found) in table {
         let entry = if cut < 512 { "".into() } else { "file".into() };
         let error = error(&[&whole[..cut]]);
-        assert_eq!(
-            error,
-            TarError::Truncated {
-                what,
-                entry,
-                offset,
-                expected,
-                found
-            }
-        );
+        assert_eq!(error, TarError::Truncated { what, entry, offset, expected, found });
     }
     // The padding may be missing
     for cut in [1212, 1300, 1536] {
@@ -475,23 +367,10 @@ fn truncation() {
     let records = &pax(b'x', &[("path", b"p")])[..515];
     assert!(matches!(
         error(&[records]),
-        TarError::Truncated {
-            what: "PAX records",
-            offset: 512,
-            expected: 9,
-            found: 3,
-            ..
-        }
+        TarError::Truncated { what: "PAX records", offset: 512, expected: 9, found: 3, .. }
     ));
     let zeros = [0; BLOCK + 1];
-    assert!(matches!(
-        error(&[&zeros]),
-        TarError::Truncated {
-            offset: 512,
-            found: 1,
-            ..
-        }
-    ));
+    assert!(matches!(error(&[&zeros]), TarError::Truncated { offset: 512, found: 1, .. }));
 }
 
 #[test]
@@ -503,16 +382,11 @@ fn errors_of_the_callback_end_the_parse() {
         calls += 1;
         Err(TarError::refused(&entry, "unwanted"))
     };
-    let error = parser
-        .push(&[file, file].concat(), &mut refuse)
-        .unwrap_err();
+    let error = parser.push(&[file, file].concat(), &mut refuse).unwrap_err();
     assert_eq!(parser.push(&file, &mut refuse).unwrap_err(), error);
     assert_eq!(parser.finish().unwrap_err(), error);
     assert_eq!(calls, 1);
-    assert_eq!(
-        error.to_string(),
-        r#"tar entry "file\n" at offset 0 refused: unwanted"#
-    );
+    assert_eq!(error.to_string(), r#"tar entry "file\n" at offset 0 refused: unwanted"#);
 }
 
 #[test]

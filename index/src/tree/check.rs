@@ -20,19 +20,11 @@ pub(super) fn check(tree: &Tree) -> Result<(), FormatError> {
     let dirents: &[TreeDirent] = tree.file.checked_records(Section::Dirents)?;
     let sets = XattrSets::check(tree.file.section(Section::Xattrs))?;
     if inodes.is_empty() || u32::try_from(inodes.len()).is_err() {
-        return Err(FormatError::Section {
-            section: Section::Inodes.name(),
-        });
+        return Err(FormatError::Section { section: Section::Inodes.name() });
     }
     let layers = check_layers(tree.file.checked_records(Section::Layers)?)?;
     let names = tree.file.section(Section::Names);
-    let mut checker = Checker {
-        inodes,
-        dirents,
-        names,
-        layers,
-        dirent: 0,
-    };
+    let mut checker = Checker { inodes, dirents, names, layers, dirent: 0 };
     let mut references = vec![0u32; inodes.len()];
     for (number, inode) in (1..).zip(inodes) {
         let bad = |problem| Section::Inodes.bad(u64::from(number), problem);
@@ -74,10 +66,7 @@ fn check_layers(records: &[TreeLayer]) -> Result<BTreeMap<u32, u32>, FormatError
             return Err(bad("two layers of one slot"));
         }
     }
-    Ok(layers
-        .into_iter()
-        .map(|(slot, layer)| (slot, layer.inodes))
-        .collect())
+    Ok(layers.into_iter().map(|(slot, layer)| (slot, layer.inodes)).collect())
 }
 
 struct Checker<'a> {
@@ -108,9 +97,7 @@ impl<'a> Checker<'a> {
             if size != 0 || content != 0 || (number == ROOT && parent != ROOT) {
                 return Err(bad("size, content or parent of a directory"));
             }
-            let children = self
-                .claim_dirents(data, count)
-                .ok_or(bad("entries out of range"))?;
+            let children = self.claim_dirents(data, count).ok_or(bad("entries out of range"))?;
             let subdirectories = self.directory(number, children, references)?;
             if inode.nlink.get() != subdirectories.saturating_add(2) {
                 return Err(bad("link count differs from subdirectories"));
@@ -124,24 +111,15 @@ impl<'a> Checker<'a> {
             && count == 0
             && (data == 0 || is_device)
             && (size == 0 || has_content)
-            && if has_content {
-                self.is_layer_inode(content)
-            } else {
-                content == 0
-            };
-        if is_right {
-            Ok(())
-        } else {
-            Err(bad("field that its type does not have"))
-        }
+            && if has_content { self.is_layer_inode(content) } else { content == 0 };
+        if is_right { Ok(()) } else { Err(bad("field that its type does not have")) }
     }
 
     fn is_layer_inode(&self, raw: u64) -> bool {
         match NodeId::from_raw(raw) {
-            Some(NodeId::Layer { slot, number }) => self
-                .layers
-                .get(&slot.number())
-                .is_some_and(|inodes| number <= *inodes),
+            Some(NodeId::Layer { slot, number }) => {
+                self.layers.get(&slot.number()).is_some_and(|inodes| number <= *inodes)
+            }
             _ => false,
         }
     }
@@ -169,9 +147,7 @@ impl<'a> Checker<'a> {
             let bad = |problem| Section::Dirents.bad(position as u64, problem);
             let (offset, len) = (entry.name_offset.get(), entry.name_len.get());
             let name = slice(self.names, offset.into(), len.into());
-            let name = name
-                .filter(|name| is_valid_name(name))
-                .ok_or(bad("invalid name"))?;
+            let name = name.filter(|name| is_valid_name(name)).ok_or(bad("invalid name"))?;
             if name <= last || entry.reserved != 0 {
                 return Err(bad("names not ascending"));
             }

@@ -69,15 +69,8 @@ impl Tree {
         if meta.reserved != [0; 7] {
             return Err(bad("reserved bytes not zero"));
         }
-        let totals = Totals {
-            inodes: meta.inodes.get(),
-            bytes: meta.bytes.get(),
-        };
-        let tree = Self {
-            chain_id,
-            totals,
-            file,
-        };
+        let totals = Totals { inodes: meta.inodes.get(), bytes: meta.bytes.get() };
+        let tree = Self { chain_id, totals, file };
         check::check(&tree)?;
         Ok(tree)
     }
@@ -156,24 +149,19 @@ impl Tree {
 
     /// Parent of a directory; the root is its own. `None` for what is no directory.
     pub fn parent(&self, directory: u32) -> Option<u32> {
-        self.record(directory)
-            .map(|record| record.parent.get())
-            .filter(|parent| *parent != 0)
+        self.record(directory).map(|record| record.parent.get()).filter(|parent| *parent != 0)
     }
 
     /// Looks a name up in a directory.
     pub fn lookup(&self, directory: u32, name: &[u8]) -> Option<Entry<'_>> {
         let children = self.children(directory)?;
-        let found = children
-            .binary_search_by(|entry| self.name(entry).cmp(name))
-            .ok()?;
+        let found = children.binary_search_by(|entry| self.name(entry).cmp(name)).ok()?;
         self.entry_of(children.get(found)?)
     }
 
     /// How many entries a directory has; `None` for what is no directory.
     pub fn entry_count(&self, directory: u32) -> Option<u32> {
-        self.children(directory)
-            .map(|children| children.len() as u32)
+        self.children(directory).map(|children| children.len() as u32)
     }
 
     /// An entry of a directory by its index, from 0, in bytewise order of names.
@@ -211,17 +199,10 @@ impl Tree {
 
     fn entry_of(&self, entry: &TreeDirent) -> Option<Entry<'_>> {
         let node = match entry.node.get() {
-            own if own >> 32 == OWN >> 32 => NodeId::Tree {
-                slot: self.slot(),
-                number: own as u32,
-            },
+            own if own >> 32 == OWN >> 32 => NodeId::Tree { slot: self.slot(), number: own as u32 },
             raw => NodeId::from_raw(raw)?,
         };
-        Some(Entry {
-            name: self.name(entry),
-            kind: FileKind::from_code(entry.kind)?,
-            node,
-        })
+        Some(Entry { name: self.name(entry), kind: FileKind::from_code(entry.kind)?, node })
     }
 }
 

@@ -40,10 +40,7 @@ fn parse(archive: &[u8]) -> Vec<TarEntry> {
 /// `./a/b/` to `a/b`.
 fn normal(path: &[u8]) -> PathBuf {
     let path = PathBuf::from(OsString::from_vec(path.to_vec()));
-    path.strip_prefix(".")
-        .unwrap_or(&path)
-        .components()
-        .collect()
+    path.strip_prefix(".").unwrap_or(&path).components().collect()
 }
 
 fn content(archive: &[u8], entry: &TarEntry) -> Vec<u8> {
@@ -61,10 +58,7 @@ fn check(root: &Path, format: Format, archive: &[u8]) -> Vec<TarEntry> {
     let entries = parse(archive);
     let mut by_path: BTreeMap<PathBuf, &TarEntry> = BTreeMap::new();
     for entry in &entries {
-        assert!(
-            by_path.insert(normal(&entry.path), entry).is_none(),
-            "{entry:?}"
-        );
+        assert!(by_path.insert(normal(&entry.path), entry).is_none(), "{entry:?}");
     }
     by_path.remove(Path::new(""));
     let names = names(root);
@@ -84,11 +78,7 @@ fn check(root: &Path, format: Format, archive: &[u8]) -> Vec<TarEntry> {
         if entry.kind != EntryKind::Symlink {
             assert_eq!(entry.mode, metadata.mode() & 0o7777, "{name:?}");
         }
-        assert_eq!(
-            (entry.uid, entry.gid),
-            (metadata.uid(), metadata.gid()),
-            "{name:?}"
-        );
+        assert_eq!((entry.uid, entry.gid), (metadata.uid(), metadata.gid()), "{name:?}");
         let time = (entry.mtime_sec, i64::from(entry.mtime_nsec));
         if format.fraction {
             assert_eq!(time, (metadata.mtime(), metadata.mtime_nsec()), "{name:?}");
@@ -120,24 +110,13 @@ fn check_kind(root: &Path, metadata: &fs::Metadata, name: &Path, entry: &TarEntr
 
 #[test]
 fn gnu_tar_formats() {
-    let table = [
-        ("v7", V7),
-        ("oldgnu", GNU),
-        ("gnu", GNU),
-        ("ustar", USTAR),
-        ("posix", PAX),
-        ("pax", PAX),
-    ];
+    let table =
+        [("v7", V7), ("oldgnu", GNU), ("gnu", GNU), ("ustar", USTAR), ("posix", PAX), ("pax", PAX)];
     for (name, format) in table {
         let tree = tree(format);
         if let Some(archive) = gnu_tar(tree.path(), &[&format!("--format={name}")]) {
             let entries = check(tree.path(), format, &archive);
-            assert!(
-                entries
-                    .iter()
-                    .any(|entry| entry.kind == EntryKind::HardLink),
-                "{name}"
-            );
+            assert!(entries.iter().any(|entry| entry.kind == EntryKind::HardLink), "{name}");
         }
     }
 }
@@ -146,18 +125,9 @@ fn gnu_tar_formats() {
 fn bsdtar_formats() {
     // libarchive's ustar cannot hold what is no text. A time of -0.75 s comes out as 0 in ustar and
     // GNU format, and as "-1.25" in PAX (libarchive 3.6)
-    let no_negative = |format| Format {
-        negative: false,
-        ..format
-    };
+    let no_negative = |format| Format { negative: false, ..format };
     let table = [
-        (
-            "ustar",
-            Format {
-                binary: false,
-                ..USTAR
-            },
-        ),
+        ("ustar", Format { binary: false, ..USTAR }),
         ("gnutar", no_negative(GNU)),
         ("pax", no_negative(PAX)),
     ];
@@ -174,13 +144,7 @@ fn python_formats() {
     let table = [
         ("format=tarfile.USTAR_FORMAT", USTAR),
         ("format=tarfile.GNU_FORMAT", GNU),
-        (
-            "format=tarfile.PAX_FORMAT",
-            Format {
-                binary: false,
-                ..PAX
-            },
-        ),
+        ("format=tarfile.PAX_FORMAT", Format { binary: false, ..PAX }),
     ];
     for (arguments, format) in table {
         let tree = tree(format);
@@ -235,8 +199,7 @@ fn sparse_tree() -> tempfile::TempDir {
         let file = File::create(dir.path().join(name)).unwrap();
         file.set_len(size).unwrap();
         for run in runs {
-            file.write_all_at(&[(run % 251) as u8 + 1; 5000], run * 65536)
-                .unwrap();
+            file.write_all_at(&[(run % 251) as u8 + 1; 5000], run * 65536).unwrap();
         }
     };
     sparse("few", &[1, 3], 5 * 65536);
@@ -287,11 +250,7 @@ fn extended_attributes() {
     fs::write(&file, b"x").unwrap();
     let pairs: [(&str, &[u8], &str); 4] = [
         ("user.text", b"v", "v"),
-        (
-            "user.lines",
-            b"a=b\n11 path=/\n\0\xff",
-            "0x613d620a313120706174683d2f0a00ff",
-        ),
+        ("user.lines", b"a=b\n11 path=/\n\0\xff", "0x613d620a313120706174683d2f0a00ff"),
         ("user.a=b", b"equals in its name", "equals in its name"),
         ("user.empty", b"", ""),
     ];
@@ -303,20 +262,15 @@ fn extended_attributes() {
             _ => return missing("setfattr, or user attributes in the temporary directory"),
         }
     }
-    let mut expected: Vec<_> = pairs
-        .map(|(name, value, _)| (name.as_bytes().to_vec(), value.to_vec()))
-        .to_vec();
+    let mut expected: Vec<_> =
+        pairs.map(|(name, value, _)| (name.as_bytes().to_vec(), value.to_vec())).to_vec();
     expected.sort();
     // SCHILY.xattr cannot hold an equals sign in a name; GNU tar writes it as %3D
-    let plain: Vec<_> = expected
-        .iter()
-        .filter(|(name, _)| !name.contains(&b'='))
-        .cloned()
-        .collect();
-    if let Some(archive) = gnu_tar(
-        tree.path(),
-        &["--format=posix", "--xattrs", "--xattrs-include=*"],
-    ) {
+    let plain: Vec<_> =
+        expected.iter().filter(|(name, _)| !name.contains(&b'=')).cloned().collect();
+    if let Some(archive) =
+        gnu_tar(tree.path(), &["--format=posix", "--xattrs", "--xattrs-include=*"])
+    {
         let found = xattrs(&archive);
         for pair in plain {
             assert!(found.contains(&pair), "{pair:?} in {found:?}");
@@ -333,25 +287,14 @@ fn extended_attributes() {
 /// Those of the file, the last of each name.
 fn xattrs(archive: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let entries = parse(archive);
-    let entry = entries
-        .into_iter()
-        .find(|entry| normal(&entry.path) == Path::new("file"))
-        .unwrap();
-    entry
-        .xattrs
-        .into_iter()
-        .collect::<BTreeMap<_, _>>()
-        .into_iter()
-        .collect()
+    let entry = entries.into_iter().find(|entry| normal(&entry.path) == Path::new("file")).unwrap();
+    entry.xattrs.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
 #[test]
 fn tar_crate() {
     // It writes times before 1970 as numbers past 64 bits
-    let tree = tree(Format {
-        negative: false,
-        ..GNU
-    });
+    let tree = tree(Format { negative: false, ..GNU });
     let mut builder = tar::Builder::new(Vec::new());
     builder.follow_symlinks(false);
     builder.append_dir_all(".", tree.path()).unwrap();
@@ -368,10 +311,8 @@ fn tar_crate() {
 fn tar_crate_agrees_on_what_it_reads() {
     let mut builder = tar::Builder::new(Vec::new());
     for (index, size) in [0_u64, 1, 511, 512, 513, 70_000].into_iter().enumerate() {
-        let pax: [(&str, &[u8]); 2] = [
-            ("SCHILY.xattr.user.index", b"value"),
-            ("mtime", b"1700000000"),
-        ];
+        let pax: [(&str, &[u8]); 2] =
+            [("SCHILY.xattr.user.index", b"value"), ("mtime", b"1700000000")];
         builder.append_pax_extensions(pax).unwrap();
         let mut header = tar::Header::new_ustar();
         header.set_mode(0o640);
@@ -380,9 +321,7 @@ fn tar_crate_agrees_on_what_it_reads() {
         header.set_mtime(1_600_000_000);
         header.set_size(size);
         let content = vec![index as u8; size as usize];
-        builder
-            .append_data(&mut header, format!("dir/{index}"), &content[..])
-            .unwrap();
+        builder.append_data(&mut header, format!("dir/{index}"), &content[..]).unwrap();
     }
     let archive = builder.into_inner().unwrap();
     let entries = parse(&archive);
@@ -413,14 +352,9 @@ fn tar_crate_numbers_past_octal() {
     header.set_gid(3_000_000_000);
     header.set_mtime(1 << 40);
     header.set_cksum();
-    builder
-        .append_data(&mut header, "binary", io::empty())
-        .unwrap();
+    builder.append_data(&mut header, "binary", io::empty()).unwrap();
     let archive = builder.into_inner().unwrap();
     let entries = parse(&archive);
-    assert_eq!(
-        (entries[0].uid, entries[0].gid),
-        (4_000_000_000, 3_000_000_000)
-    );
+    assert_eq!((entries[0].uid, entries[0].gid), (4_000_000_000, 3_000_000_000));
     assert_eq!(entries[0].mtime_sec, 1 << 40);
 }

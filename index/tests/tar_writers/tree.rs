@@ -37,20 +37,9 @@ pub(crate) const V7: Format = Format {
     fraction: false,
     special: false,
 };
-pub(crate) const USTAR: Format = Format {
-    long: true,
-    special: true,
-    ..V7
-};
-pub(crate) const GNU: Format = Format {
-    very_long: true,
-    negative: true,
-    ..USTAR
-};
-pub(crate) const PAX: Format = Format {
-    fraction: true,
-    ..GNU
-};
+pub(crate) const USTAR: Format = Format { long: true, special: true, ..V7 };
+pub(crate) const GNU: Format = Format { very_long: true, negative: true, ..USTAR };
+pub(crate) const PAX: Format = Format { fraction: true, ..GNU };
 
 pub(crate) fn tree(format: Format) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -70,11 +59,7 @@ pub(crate) fn tree(format: Format) -> tempfile::TempDir {
     fs::create_dir(at("sticky")).unwrap();
     fs::set_permissions(at("sticky"), fs::Permissions::from_mode(0o1777)).unwrap();
     if format.binary {
-        fs::write(
-            dir.path().join(OsStr::from_bytes(b"not\xff\xfeUTF-8\n=")),
-            b"bytes",
-        )
-        .unwrap();
+        fs::write(dir.path().join(OsStr::from_bytes(b"not\xff\xfeUTF-8\n=")), b"bytes").unwrap();
     }
     if format.long {
         let name = format!("dir/{}/{}", "d".repeat(90), "f".repeat(90));
@@ -99,25 +84,13 @@ pub(crate) fn tree(format: Format) -> tempfile::TempDir {
         let before = |milliseconds| SystemTime::UNIX_EPOCH - Duration::from_millis(milliseconds);
         set_mtime(&at("dir/block"), before(5000));
         // Without fractions, writers differ in which way they round
-        set_mtime(
-            &at("big"),
-            before(if format.fraction {
-                86_400_750
-            } else {
-                86_400_000
-            }),
-        );
+        set_mtime(&at("big"), before(if format.fraction { 86_400_750 } else { 86_400_000 }));
     }
     dir
 }
 
 pub(crate) fn set_mtime(path: &Path, time: SystemTime) {
-    File::options()
-        .append(true)
-        .open(path)
-        .unwrap()
-        .set_modified(time)
-        .unwrap();
+    File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
 /// All names below a directory, parents first.
@@ -127,10 +100,8 @@ pub(crate) fn names(root: &Path) -> Vec<PathBuf> {
     while let Some(name) = found.get(next).cloned() {
         next += 1;
         if root.join(&name).symlink_metadata().unwrap().is_dir() {
-            let mut children: Vec<_> = fs::read_dir(root.join(&name))
-                .unwrap()
-                .map(|child| child.unwrap())
-                .collect();
+            let mut children: Vec<_> =
+                fs::read_dir(root.join(&name)).unwrap().map(|child| child.unwrap()).collect();
             children.sort_by_key(|child| child.file_name());
             found.extend(children.iter().map(|child| name.join(child.file_name())));
         }

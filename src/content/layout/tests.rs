@@ -9,11 +9,7 @@ use crate::oci::MEDIA_TYPE_OCI_MANIFEST;
 fn layout(entries: &[(Option<&str>, Option<&str>)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
-    fs::write(
-        dir.path().join(LAYOUT_FILE),
-        r#"{"imageLayoutVersion":"1.0.0"}"#,
-    )
-    .unwrap();
+    fs::write(dir.path().join(LAYOUT_FILE), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     let entries: Vec<_> = entries
         .iter()
         .enumerate()
@@ -74,25 +70,13 @@ fn entries_are_found_by_tag_and_platform() {
 fn what_is_not_clear_lists_the_tags() {
     let tags = layout(&[(Some("v2"), None), (Some("v1"), None), (None, None)]);
     let error = choose(tags.path(), None, "amd64").unwrap_err().to_string();
-    assert!(
-        error.contains("holds 3 images: expected a tag, found: v1, v2"),
-        "{error}"
-    );
+    assert!(error.contains("holds 3 images: expected a tag, found: v1, v2"), "{error}");
     let error = choose(tags.path(), Some("v3"), "amd64").unwrap_err();
-    assert!(
-        error.to_string().contains("no image tagged \"v3\""),
-        "{error}"
-    );
-    assert!(
-        error.to_string().contains("v1, v2") && error.hint().is_some(),
-        "{error}"
-    );
+    assert!(error.to_string().contains("no image tagged \"v3\""), "{error}");
+    assert!(error.to_string().contains("v1, v2") && error.hint().is_some(), "{error}");
     let empty = layout(&[]);
     let error = choose(empty.path(), None, "amd64").unwrap_err().to_string();
-    assert!(
-        error.contains("expected an image in its index.json, found none"),
-        "{error}"
-    );
+    assert!(error.contains("expected an image in its index.json, found none"), "{error}");
 }
 
 #[test]
@@ -100,31 +84,13 @@ fn what_is_no_layout_is_told() {
     let dir = layout(&[(None, None)]);
     let absent = dir.path().join("absent");
     let file = dir.path().join("index.json");
-    assert!(
-        OciLayout::open(&absent)
-            .unwrap_err()
-            .to_string()
-            .contains("no such directory")
-    );
-    assert!(
-        OciLayout::open(&file)
-            .unwrap_err()
-            .to_string()
-            .contains("found a file")
-    );
+    assert!(OciLayout::open(&absent).unwrap_err().to_string().contains("no such directory"));
+    assert!(OciLayout::open(&file).unwrap_err().to_string().contains("found a file"));
     let table = [
         (LAYOUT_FILE, "{", "JSON in oci-layout"),
-        (
-            LAYOUT_FILE,
-            r#"{"imageLayoutVersion":"2.0"}"#,
-            "version \"2.0\"",
-        ),
+        (LAYOUT_FILE, r#"{"imageLayoutVersion":"2.0"}"#, "version \"2.0\""),
         ("index.json", "<html>", "cannot use"),
-        (
-            "index.json",
-            r#"{"schemaVersion":2,"manifests":[{}]}"#,
-            "cannot use",
-        ),
+        ("index.json", r#"{"schemaVersion":2,"manifests":[{}]}"#, "cannot use"),
     ];
     for (name, text, expected) in table {
         let dir = layout(&[(None, None)]);
@@ -136,10 +102,7 @@ fn what_is_no_layout_is_told() {
         let dir = layout(&[]);
         fs::remove_file(dir.path().join(name)).unwrap();
         let error = OciLayout::open(dir.path()).unwrap_err();
-        assert!(
-            error.to_string().contains(expected) && error.hint().is_some(),
-            "{error}"
-        );
+        assert!(error.to_string().contains(expected) && error.hint().is_some(), "{error}");
     }
 }
 
@@ -150,10 +113,7 @@ fn blobs_are_regular_files_with_the_right_bytes() {
     let (_, entry) = layout.entries().next().unwrap();
     let entry = entry.clone();
     let path = blob_path(dir.path(), &entry.digest);
-    assert_eq!(
-        io::read_to_string(layout.open_blob(&entry).unwrap()).unwrap(),
-        "0"
-    );
+    assert_eq!(io::read_to_string(layout.open_blob(&entry).unwrap()).unwrap(), "0");
 
     // Build tools make layouts of links
     let target = dir.path().join("target");
@@ -167,22 +127,9 @@ fn blobs_are_regular_files_with_the_right_bytes() {
 
     fs::write(&target, "longer").unwrap();
     let error = layout.open_blob(&entry).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ContentError::Size {
-                expected: 1,
-                found: 6,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::Size { expected: 1, found: 6, .. }), "{error}");
     let error = layout.read_blob(&entry, 5).unwrap_err();
-    assert!(
-        matches!(error, ContentError::TooLarge { limit: 5, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::TooLarge { limit: 5, .. }), "{error}");
 
     fs::remove_file(&path).unwrap();
     let error = layout.open_blob(&entry).unwrap_err();
@@ -198,28 +145,10 @@ fn blobs_are_regular_files_with_the_right_bytes() {
     )
     .unwrap();
     let error = layout.open_blob(&entry).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ContentError::NotAFile {
-                found: "a fifo",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::NotAFile { found: "a fifo", .. }), "{error}");
 
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     let error = layout.read_blob(&entry, 10).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ContentError::NotAFile {
-                found: "a directory",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::NotAFile { found: "a directory", .. }), "{error}");
 }

@@ -15,10 +15,7 @@ fn store() -> (tempfile::TempDir, ContentStore) {
 }
 
 fn expecting(bytes: &[u8]) -> Expected {
-    Expected {
-        digest: Some(Digest::sha256(bytes)),
-        size: Some(bytes.len() as u64),
-    }
+    Expected { digest: Some(Digest::sha256(bytes)), size: Some(bytes.len() as u64) }
 }
 
 fn put(store: &ContentStore, bytes: &[u8]) -> Digest {
@@ -29,10 +26,7 @@ fn put(store: &ContentStore, bytes: &[u8]) -> Digest {
 
 /// Nothing is being written, and there are as many blobs as said.
 fn assert_holds(store: &ContentStore, blobs: usize) {
-    assert_eq!(
-        fs::read_dir(store.root().join("ingest")).unwrap().count(),
-        0
-    );
+    assert_eq!(fs::read_dir(store.root().join("ingest")).unwrap().count(), 0);
     assert_eq!(store.blobs().unwrap().map(Result::unwrap).count(), blobs);
 }
 
@@ -41,10 +35,7 @@ fn skip(what: &str, present: bool) -> bool {
     if present {
         return false;
     }
-    assert!(
-        std::env::var_os("PEEL_REQUIRE_TOOLS").is_none(),
-        "{what} is required"
-    );
+    assert!(std::env::var_os("PEEL_REQUIRE_TOOLS").is_none(), "{what} is required");
     eprintln!("SKIPPED: {what} is not available");
     true
 }
@@ -64,24 +55,12 @@ fn a_blob_comes_in_and_can_be_read() {
     ingest.write(b"world").unwrap();
     assert_eq!(ingest.written(), 11);
     assert_eq!(ingest.commit().unwrap(), BlobInfo { digest, size: 11 });
-    assert_eq!(
-        store.info(&digest).unwrap(),
-        Some(BlobInfo { digest, size: 11 })
-    );
+    assert_eq!(store.info(&digest).unwrap(), Some(BlobInfo { digest, size: 11 }));
     assert_eq!(store.read_blob(&digest, 11).unwrap(), b"hello world");
     let text = io::read_to_string(store.open_blob(&digest).unwrap()).unwrap();
     assert_eq!(text, "hello world");
-    assert!(
-        store
-            .path(&digest)
-            .ends_with(format!("blobs/sha256/{}", digest.hex()))
-    );
-    assert!(
-        fs::metadata(store.path(&digest))
-            .unwrap()
-            .permissions()
-            .readonly()
-    );
+    assert!(store.path(&digest).ends_with(format!("blobs/sha256/{}", digest.hex())));
+    assert!(fs::metadata(store.path(&digest)).unwrap().permissions().readonly());
     assert_holds(&store, 1);
     assert!(store.remove(&digest).unwrap());
     assert!(!store.remove(&digest).unwrap());
@@ -91,9 +70,7 @@ fn a_blob_comes_in_and_can_be_read() {
 #[test]
 fn nothing_need_be_known_beforehand() {
     let (_dir, store) = store();
-    let mut ingest = store
-        .begin("../../etc/passwd", Expected::default())
-        .unwrap();
+    let mut ingest = store.begin("../../etc/passwd", Expected::default()).unwrap();
     ingest.write(b"x").unwrap();
     assert_eq!(ingest.commit().unwrap().digest, Digest::sha256(b"x"));
     assert_holds(&store, 1);
@@ -105,41 +82,23 @@ fn sha512_has_its_own_directory() {
     let mut hasher = peel_index::Hasher::new(Algorithm::Sha512);
     hasher.update(b"x");
     let digest = hasher.finish();
-    let expected = Expected {
-        digest: Some(digest),
-        size: None,
-    };
+    let expected = Expected { digest: Some(digest), size: None };
     let mut ingest = store.begin("x", expected).unwrap();
     ingest.write(b"x").unwrap();
     assert_eq!(ingest.commit().unwrap().digest, digest);
-    assert!(
-        store
-            .path(&digest)
-            .starts_with(store.root().join("blobs/sha512"))
-    );
+    assert!(store.path(&digest).starts_with(store.root().join("blobs/sha512")));
     assert_eq!(store.read_blob(&digest, 10).unwrap(), b"x");
 }
 
 #[test]
 fn a_wrong_digest_leaves_nothing() {
     let (_dir, store) = store();
-    let expected = Expected {
-        digest: Some(Digest::sha256(b"right")),
-        size: Some(5),
-    };
+    let expected = Expected { digest: Some(Digest::sha256(b"right")), size: Some(5) };
     let mut ingest = store.begin("layer", expected).unwrap();
     ingest.write(b"wrong").unwrap();
     let error = ingest.commit().unwrap_err();
-    let ContentError::Digest {
-        expected, found, ..
-    } = error
-    else {
-        panic!("{error}")
-    };
-    assert_eq!(
-        (expected, found),
-        (Digest::sha256(b"right"), Digest::sha256(b"wrong"))
-    );
+    let ContentError::Digest { expected, found, .. } = error else { panic!("{error}") };
+    assert_eq!((*expected, *found), (Digest::sha256(b"right"), Digest::sha256(b"wrong")));
     assert_holds(&store, 0);
 }
 
@@ -149,30 +108,10 @@ fn a_wrong_size_leaves_nothing() {
     let mut short = store.begin("short", expecting(b"four")).unwrap();
     short.write(b"fou").unwrap();
     let error = short.commit().unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ContentError::Size {
-                expected: 4,
-                found: 3,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::Size { expected: 4, found: 3, .. }), "{error}");
     let mut long = store.begin("long", expecting(b"four")).unwrap();
     let error = long.write(b"fourty").unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ContentError::Size {
-                expected: 4,
-                found: 6,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::Size { expected: 4, found: 6, .. }), "{error}");
     drop(long);
     assert_holds(&store, 0);
 }
@@ -182,17 +121,11 @@ fn a_caller_that_hashes_is_believed_but_compared() {
     let (_dir, store) = store();
     let (right, wrong) = (Digest::sha256(b"right"), Digest::sha256(b"wrong"));
     let begin = |key| {
-        let mut ingest = store
-            .begin(key, expecting(b"right"))
-            .unwrap()
-            .hashed_by_caller();
+        let mut ingest = store.begin(key, expecting(b"right")).unwrap().hashed_by_caller();
         ingest.write(b"right").unwrap();
         ingest
     };
-    assert!(matches!(
-        begin("a").commit_verified(wrong),
-        Err(ContentError::Digest { .. })
-    ));
+    assert!(matches!(begin("a").commit_verified(wrong), Err(ContentError::Digest { .. })));
     assert_holds(&store, 0);
     assert_eq!(begin("b").commit_verified(right).unwrap().digest, right);
     // Without the caller's word the file is read again
@@ -200,10 +133,7 @@ fn a_caller_that_hashes_is_believed_but_compared() {
     // With a hash of its own the ingest does not take a wrong word
     let mut own = store.begin("d", Expected::default()).unwrap();
     own.write(b"right").unwrap();
-    assert!(matches!(
-        own.commit_verified(wrong),
-        Err(ContentError::Digest { .. })
-    ));
+    assert!(matches!(own.commit_verified(wrong), Err(ContentError::Digest { .. })));
     assert_holds(&store, 1);
 }
 
@@ -212,10 +142,7 @@ fn one_ingest_a_key() {
     let (_dir, store) = store();
     let first = store.begin("layer", Expected::default()).unwrap();
     let error = store.begin("layer", Expected::default()).unwrap_err();
-    assert!(
-        matches!(&error, ContentError::Busy { key } if key == "layer"),
-        "{error}"
-    );
+    assert!(matches!(&error, ContentError::Busy { key } if key == "layer"), "{error}");
     let other = store.begin("other", Expected::default()).unwrap();
     first.abort();
     drop(store.begin("layer", Expected::default()).unwrap());
@@ -230,10 +157,7 @@ fn what_a_crash_left_is_removed_at_open() {
     let mut ingest = store.begin("layer", Expected::default()).unwrap();
     ingest.write(b"half").unwrap();
     std::mem::forget(ingest);
-    assert_eq!(
-        fs::read_dir(store.root().join("ingest")).unwrap().count(),
-        1
-    );
+    assert_eq!(fs::read_dir(store.root().join("ingest")).unwrap().count(), 1);
     let store = ContentStore::open(store.root()).unwrap();
     assert_holds(&store, 1);
     assert!(store.contains(&kept).unwrap());
@@ -246,10 +170,7 @@ fn a_damaged_blob_is_found_and_repaired() {
     fs::remove_file(store.path(&digest)).unwrap();
     fs::write(store.path(&digest), b"damaged").unwrap();
     let error = store.read_blob(&digest, 100).unwrap_err();
-    assert!(
-        matches!(error, ContentError::Digest { .. }) && error.is_bad_data(),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::Digest { .. }) && error.is_bad_data(), "{error}");
     assert!(error.to_string().contains(&digest.hex()), "{error}");
     assert_eq!(put(&store, b"content"), digest);
     assert_eq!(store.read_blob(&digest, 100).unwrap(), b"content");
@@ -260,28 +181,10 @@ fn reads_are_bounded_and_missing_blobs_named() {
     let (_dir, store) = store();
     let digest = put(&store, b"content");
     let error = store.read_blob(&digest, 6).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ContentError::TooLarge {
-                limit: 6,
-                found: 7,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ContentError::TooLarge { limit: 6, found: 7, .. }), "{error}");
     let absent = Digest::sha256(b"absent");
-    for error in [
-        store.read_blob(&absent, 6).unwrap_err(),
-        store.open_blob(&absent).unwrap_err(),
-    ] {
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("blob {absent} is missing")),
-            "{error}"
-        );
+    for error in [store.read_blob(&absent, 6).unwrap_err(), store.open_blob(&absent).unwrap_err()] {
+        assert!(error.to_string().contains(&format!("blob {absent} is missing")), "{error}");
     }
 }
 
@@ -301,14 +204,7 @@ struct SmallDisk(tempfile::TempDir);
 impl SmallDisk {
     fn new() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        mount(
-            "tmpfs",
-            dir.path(),
-            "tmpfs",
-            MountFlags::empty(),
-            Some(c"size=1m"),
-        )
-        .ok()?;
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=1m")).ok()?;
         Some(Self(dir))
     }
 }
@@ -328,38 +224,17 @@ fn a_full_disk_is_told_with_figures_and_leaves_nothing() {
     let disk = disk.unwrap();
     let store = ContentStore::open(&disk.0.path().join("content")).unwrap();
     let size = 2 << 20;
-    let error = store
-        .begin(
-            "known",
-            Expected {
-                digest: None,
-                size: Some(size),
-            },
-        )
-        .unwrap_err();
-    let ContentError::NoSpace {
-        needed: Some(needed),
-        available,
-        ..
-    } = error
-    else {
+    let error = store.begin("known", Expected { digest: None, size: Some(size) }).unwrap_err();
+    let ContentError::NoSpace { needed: Some(needed), available, .. } = error else {
         panic!("{error}")
     };
-    assert!(
-        needed == size && available > 0 && available <= 1 << 20,
-        "{available}"
-    );
+    assert!(needed == size && available > 0 && available <= 1 << 20, "{available}");
     assert!(error.hint().is_some());
 
     let mut ingest = store.begin("unknown", Expected::default()).unwrap();
     let chunk = vec![7; 256 << 10];
-    let error = (0..8)
-        .find_map(|_| ingest.write(&chunk).err())
-        .expect("the disk gets full");
-    assert!(
-        matches!(error, ContentError::NoSpace { needed: None, .. }),
-        "{error}"
-    );
+    let error = (0..8).find_map(|_| ingest.write(&chunk).err()).expect("the disk gets full");
+    assert!(matches!(error, ContentError::NoSpace { needed: None, .. }), "{error}");
     drop(ingest);
     assert_holds(&store, 0);
     put(&store, b"there is space again");
@@ -391,20 +266,14 @@ fn the_index_is_read_back() {
     one.platform = Some(Platform::new("linux", "arm", Some("v6")));
     one.annotations.insert("k".to_owned(), "v".to_owned());
     let other = image(&store);
-    store
-        .write_index(&[("a:1".to_owned(), one.clone()), ("b".to_owned(), other)])
-        .unwrap();
+    store.write_index(&[("a:1".to_owned(), one.clone()), ("b".to_owned(), other)]).unwrap();
     // Opening again changes nothing
     let store = ContentStore::open(store.root()).unwrap();
     let layout = OciLayout::open(store.root()).unwrap();
-    let names: Vec<_> = layout
-        .entries()
-        .map(|(name, _)| name.unwrap().to_owned())
-        .collect();
+    let names: Vec<_> = layout.entries().map(|(name, _)| name.unwrap().to_owned()).collect();
     assert_eq!(names, ["a:1", "b"]);
     let (_, found) = layout.entries().next().unwrap();
-    one.annotations
-        .insert(ANNOTATION_REF_NAME.to_owned(), "a:1".to_owned());
+    one.annotations.insert(ANNOTATION_REF_NAME.to_owned(), "a:1".to_owned());
     assert_eq!(*found, one);
     store.write_index(&[]).unwrap();
     assert_eq!(OciLayout::open(store.root()).unwrap().entries().count(), 0);
@@ -413,11 +282,7 @@ fn the_index_is_read_back() {
 #[test]
 fn a_store_of_a_newer_layout_is_refused() {
     let (_dir, store) = store();
-    fs::write(
-        store.root().join(LAYOUT_FILE),
-        r#"{"imageLayoutVersion":"2.0.0"}"#,
-    )
-    .unwrap();
+    fs::write(store.root().join(LAYOUT_FILE), r#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();
     let error = ContentStore::open(store.root()).unwrap_err();
     assert!(error.to_string().contains("2.0.0"), "{error}");
 }
@@ -427,22 +292,14 @@ fn skopeo_and_umoci_read_the_store_in_place() {
     let (dir, store) = store();
     let name = "docker.io/library/nginx:1.27";
     let image = image(&store);
-    store
-        .write_index(&[(name.to_owned(), image.clone()), ("x".to_owned(), image)])
-        .unwrap();
+    store.write_index(&[(name.to_owned(), image.clone()), ("x".to_owned(), image)]).unwrap();
     if !skip("skopeo", tool("skopeo")) {
         for tag in [name, "x"] {
             let source = format!("oci:{}:{tag}", store.root().display());
-            let output = Command::new("skopeo")
-                .args(["inspect", &source])
-                .output()
-                .unwrap();
+            let output = Command::new("skopeo").args(["inspect", &source]).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
             let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(
-                output.status.success() && text.contains(r#""who": "peel""#),
-                "{text}{errors}"
-            );
+            assert!(output.status.success() && text.contains(r#""who": "peel""#), "{text}{errors}");
         }
     }
     if !skip("umoci", tool("umoci")) {
@@ -452,10 +309,6 @@ fn skopeo_and_umoci_read_the_store_in_place() {
             .arg(dir.path().join("bundle"))
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -278,3 +278,56 @@ fn a_large_store_is_restored_in_one_commit() {
     drop(metadata);
     assert_eq!(open_sound(dir.path()).images().expect("images").len(), 3000);
 }
+
+/// A file system of a few megabytes.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new() -> Option<Self> {
+        use rustix::mount::{MountFlags, mount};
+        let dir = temporary();
+        match mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=16m")) {
+            Ok(()) => Some(Self(dir)),
+            Err(e) => {
+                let required = std::env::var_os("PEEL_REQUIRE_TOOLS").is_some_and(|v| v == "1");
+                assert!(!required, "cannot mount a tmpfs ({e}), and PEEL_REQUIRE_TOOLS=1");
+                eprintln!("SKIPPED: cannot mount a tmpfs: {e}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_is_refused_before_anything_changes() {
+    let Some(disk) = SmallDisk::new() else { return };
+    let dir = disk.0.path().join("metadata");
+    let metadata = open_sound(&dir);
+    fill(&metadata);
+    let ballast = disk.0.path().join("ballast");
+    let fill_disk = |left: u64| {
+        let stat = rustix::fs::statvfs(disk.0.path()).expect("statvfs");
+        let free = stat.f_bavail * stat.f_frsize;
+        fs::write(&ballast, vec![1; usize::try_from(free.saturating_sub(left)).expect("size")])
+            .expect("ballast");
+    };
+    fill_disk(0);
+    let before = contents(&metadata);
+    let error = metadata.put_image(&image("new")).expect_err("full");
+    assert!(matches!(error, MetadataError::NoSpace { .. }), "{error}");
+    assert!(!error.is_fatal());
+    assert_eq!(contents(&metadata), before);
+    // Removing is how space comes back; and the store opens on a full disk
+    metadata.remove_image("docker.io/library/a:1").expect("remove");
+    drop(metadata);
+    let metadata = open_sound(&dir);
+    assert_eq!(metadata.images().expect("images").len(), 1);
+    fs::remove_file(&ballast).expect("remove");
+    metadata.put_image(&image("new")).expect("there is room again");
+}

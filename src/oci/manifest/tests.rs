@@ -9,10 +9,7 @@ const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 fn parse(media_type: &str, text: &str) -> Result<Manifest, OciError> {
     let digest = Digest::sha256(text.as_bytes());
-    Manifest::parse(
-        &Descriptor::new(media_type, digest, text.len() as u64),
-        text.as_bytes(),
-    )
+    Manifest::parse(&Descriptor::new(media_type, digest, text.len() as u64), text.as_bytes())
 }
 
 fn image(config_type: &str, layers: &str) -> String {
@@ -31,42 +28,19 @@ fn layer(media_type: &str, digest: &str, size: &str) -> String {
 fn manifests_of_both_worlds_are_understood() {
     let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     let table = [
-        (
-            MEDIA_TYPE_OCI_MANIFEST,
-            image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "7")),
-        ),
-        (
-            MEDIA_TYPE_DOCKER_MANIFEST,
-            image(MEDIA_TYPE_DOCKER_CONFIG, &layer(docker, A, "7")),
-        ),
-        (
-            "application/json",
-            image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "7")),
-        ),
+        (MEDIA_TYPE_OCI_MANIFEST, image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "7"))),
+        (MEDIA_TYPE_DOCKER_MANIFEST, image(MEDIA_TYPE_DOCKER_CONFIG, &layer(docker, A, "7"))),
+        ("application/json", image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "7"))),
     ];
     for (media_type, text) in table {
         let Manifest::Image(manifest) = parse(media_type, &text).unwrap() else {
             panic!("{media_type} is an image")
         };
         assert_eq!(manifest.digest, Digest::sha256(text.as_bytes()));
-        assert_eq!(
-            (
-                manifest.config.digest.to_string().as_str(),
-                manifest.config.size
-            ),
-            (A, 3)
-        );
-        let [layer] = &manifest.layers[..] else {
-            panic!("one layer")
-        };
+        assert_eq!((manifest.config.digest.to_string().as_str(), manifest.config.size), (A, 3));
+        let [layer] = &manifest.layers[..] else { panic!("one layer") };
         assert_eq!((layer.digest.to_string().as_str(), layer.size), (A, 7));
-        assert_eq!(
-            layer.kind,
-            LayerKind {
-                compression: LayerCompression::Gzip,
-                foreign: false
-            }
-        );
+        assert_eq!(layer.kind, LayerKind { compression: LayerCompression::Gzip, foreign: false });
         assert_eq!(layer.annotations["k"], "v");
         assert_eq!(layer.descriptor().size, 7);
     }
@@ -90,9 +64,7 @@ fn indexes_of_both_worlds_are_understood() {
         let Manifest::Index(index) = parse(media_type, &text).unwrap() else {
             panic!("{media_type} is an index")
         };
-        let [entry] = &index.manifests[..] else {
-            panic!("one entry")
-        };
+        let [entry] = &index.manifests[..] else { panic!("one entry") };
         assert_eq!(entry.platform, Some("linux/arm64".parse().unwrap()));
         assert_eq!(index.annotations["a"], "b");
     }
@@ -115,75 +87,29 @@ fn what_is_wrong_is_named() {
         (m, good[..good.len() - 1].to_owned(), "malformed"),
         (m, twice, "malformed"),
         (m, "{}".to_owned(), "malformed"),
-        (
-            "text/plain",
-            "{}".to_owned(),
-            "neither layers nor manifests",
-        ),
+        ("text/plain", "{}".to_owned(), "neither layers nor manifests"),
         (m, index.to_owned(), "expected a manifest, found: an index"),
-        (
-            MEDIA_TYPE_OCI_INDEX,
-            good.clone(),
-            "expected an index, found: a manifest",
-        ),
-        (
-            MEDIA_TYPE_OCI_INDEX,
-            typed(m),
-            "expected a manifest, found: an index",
-        ),
+        (MEDIA_TYPE_OCI_INDEX, good.clone(), "expected an index, found: a manifest"),
+        (MEDIA_TYPE_OCI_INDEX, typed(m), "expected a manifest, found: an index"),
         (m, both, "both in one document"),
+        (m, r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "schema 1"),
+        (m, image("application/vnd.cncf.helm.config.v1+json", "[]"), "helm"),
+        (m, image("application/vnd.oci.empty.v1+json", "[]"), "no container image"),
         (
             m,
-            r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
-            "schema 1",
-        ),
-        (
-            m,
-            image("application/vnd.cncf.helm.config.v1+json", "[]"),
-            "helm",
-        ),
-        (
-            m,
-            image("application/vnd.oci.empty.v1+json", "[]"),
-            "no container image",
-        ),
-        (
-            m,
-            image(
-                MEDIA_TYPE_OCI_CONFIG,
-                &layer("application/vnd.in-toto+json", A, "1"),
-            ),
+            image(MEDIA_TYPE_OCI_CONFIG, &layer("application/vnd.in-toto+json", A, "1")),
             "in-toto",
         ),
-        (
-            m,
-            image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, "md5:00", "1")),
-            "layers[0].digest",
-        ),
-        (
-            m,
-            image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "0")),
-            "layers[0].size",
-        ),
-        (
-            m,
-            image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "-1")),
-            "malformed",
-        ),
-        (
-            m,
-            image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, "../../etc/passwd", "1")),
-            "malformed",
-        ),
+        (m, image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, "md5:00", "1")), "layers[0].digest"),
+        (m, image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "0")), "layers[0].size"),
+        (m, image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, A, "-1")), "malformed"),
+        (m, image(MEDIA_TYPE_OCI_CONFIG, &layer(GZIP, "../../etc/passwd", "1")), "malformed"),
     ];
     for (media_type, text, expected) in table {
         let error = parse(media_type, &text).expect_err(&text);
         let message = error.to_string();
         assert!(message.contains(expected), "{text}: {message}");
-        assert!(
-            message.contains(&Digest::sha256(text.as_bytes()).to_string()),
-            "{message}"
-        );
+        assert!(message.contains(&Digest::sha256(text.as_bytes()).to_string()), "{message}");
     }
 }
 
@@ -200,13 +126,7 @@ fn a_document_that_is_too_large_is_not_parsed() {
     let digest = Digest::sha256(b"large");
     let error =
         Manifest::parse(&Descriptor::new(MEDIA_TYPE_OCI_MANIFEST, digest, 1), &bytes).unwrap_err();
-    assert!(matches!(
-        error,
-        OciError::TooLarge {
-            limit: MAX_MANIFEST_SIZE,
-            ..
-        }
-    ));
+    assert!(matches!(error, OciError::TooLarge { limit: MAX_MANIFEST_SIZE, .. }));
 }
 
 proptest::proptest! {

@@ -9,10 +9,7 @@ fn what_users_type_becomes_the_canonical_name() {
         ("nginx:1.2", "docker.io/library/nginx:1.2"),
         ("grafana/grafana", "docker.io/grafana/grafana:latest"),
         ("docker.io/nginx", "docker.io/library/nginx:latest"),
-        (
-            "index.docker.io/library/nginx",
-            "docker.io/library/nginx:latest",
-        ),
+        ("index.docker.io/library/nginx", "docker.io/library/nginx:latest"),
         ("docker://nginx:1.2", "docker.io/library/nginx:1.2"),
         ("docker://ghcr.io/x/y:tag", "ghcr.io/x/y:tag"),
         ("ghcr.io/x/y:tag", "ghcr.io/x/y:tag"),
@@ -26,16 +23,10 @@ fn what_users_type_becomes_the_canonical_name() {
         ("oci:latest", "oci:latest"),
         ("oci:/srv/x", "oci:/srv/x"),
         ("oci:dir/sub:v1", "oci:dir/sub:v1"),
-        (
-            "oci:dir:docker.io/library/nginx:1.2",
-            "oci:dir:docker.io/library/nginx:1.2",
-        ),
+        ("oci:dir:docker.io/library/nginx:1.2", "oci:dir:docker.io/library/nginx:1.2"),
         ("oci-archive:x.tar", "oci-archive:x.tar"),
         ("oci-archive:/x.tar:v1", "oci-archive:/x.tar:v1"),
-        (
-            "docker-archive:x.tar:nginx",
-            "docker-archive:x.tar:docker.io/library/nginx:latest",
-        ),
+        ("docker-archive:x.tar:nginx", "docker-archive:x.tar:docker.io/library/nginx:latest"),
         ("docker-archive:x.tar", "docker-archive:x.tar"),
     ];
     for (typed, canonical) in table {
@@ -131,10 +122,7 @@ fn paths_are_made_absolute_without_following_links() {
         ("oci:../x", "oci:/home/user/../x"),
         ("oci:/srv//x:v1", "oci:/srv/x:v1"),
         ("oci-archive:a.tar", "oci-archive:/home/user/a.tar"),
-        (
-            "docker-archive:a.tar:b",
-            "docker-archive:/home/user/a.tar:docker.io/library/b:latest",
-        ),
+        ("docker-archive:a.tar:b", "docker-archive:/home/user/a.tar:docker.io/library/b:latest"),
         ("nginx", "docker.io/library/nginx:latest"),
     ];
     for (typed, absolute) in table {

@@ -125,19 +125,14 @@ fn serve(
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
     let mut word = || words.next().unwrap_or_default().to_owned();
-    let mut seen = Seen {
-        method: word(),
-        path: word(),
-        headers: HashMap::new(),
-    };
+    let mut seen = Seen { method: word(), path: word(), headers: HashMap::new() };
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim_end().split_once(": ") else {
             break;
         };
-        seen.headers
-            .insert(name.to_ascii_lowercase(), value.to_owned());
+        seen.headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
     let number = {
         let mut log = log.lock().unwrap();

@@ -13,13 +13,8 @@ use proptest::prelude::*;
 use super::{assembly::Limits, *};
 
 /// Limits that put a few spans, gaps and copies into some ten KiB.
-const SMALL: Limits = Limits {
-    target: 3000,
-    max: 20_000,
-    held_target: 6000,
-    held_max: 24_000,
-    copy_frame: 1000,
-};
+const SMALL: Limits =
+    Limits { target: 3000, max: 20_000, held_target: 6000, held_max: 24_000, copy_frame: 1000 };
 
 /// A small generator of pseudo-random numbers (xorshift64*), so that a failure comes back.
 struct Random(u64);
@@ -143,10 +138,7 @@ fn assert_spans(blob: &[u8], tar: &[u8], decoded: &Decoded, limits: Limits) {
     let mut covered = 0;
     for span in &decoded.spans {
         assert_eq!(span.tar_offset, covered, "{span:?}");
-        assert!(
-            (1..=limits.max).contains(&u64::from(span.tar_len)),
-            "{span:?}"
-        );
+        assert!((1..=limits.max).contains(&u64::from(span.tar_len)), "{span:?}");
         let (window, range) = parts(span, blob, decoded);
         let got = decode_span(span, window, range).unwrap_or_else(|e| panic!("{span:?}: {e}"));
         let expected = &tar[covered as usize..][..span.tar_len as usize];
@@ -159,12 +151,7 @@ fn assert_spans(blob: &[u8], tar: &[u8], decoded: &Decoded, limits: Limits) {
 /// Decodes `blob` in several splits, which must make no difference, and checks every span.
 fn check_with(blob: &[u8], tar: &[u8], limits: Limits) -> Decoded {
     let (got, decoded) = decode(blob, limits).unwrap();
-    assert!(
-        got == tar,
-        "the tar differs: {} bytes, expected {}",
-        got.len(),
-        tar.len()
-    );
+    assert!(got == tar, "the tar differs: {} bytes, expected {}", got.len(), tar.len());
     assert_spans(blob, tar, &decoded, limits);
     let mut random = Random::new(blob.len() as u64);
     let mut sizes: Vec<usize> = vec![1 + random.below(100_000), 4096];
@@ -173,16 +160,10 @@ fn check_with(blob: &[u8], tar: &[u8], limits: Limits) -> Decoded {
     }
     for size in sizes {
         let (again, other) = decode_split(blob, limits, || size).unwrap();
-        assert!(
-            again == tar && other == decoded,
-            "pushes of {size} bytes make a difference"
-        );
+        assert!(again == tar && other == decoded, "pushes of {size} bytes make a difference");
     }
     let (again, other) = decode_split(blob, limits, || random.below(3000)).unwrap();
-    assert!(
-        again == tar && other == decoded,
-        "pushes of random sizes make a difference"
-    );
+    assert!(again == tar && other == decoded, "pushes of random sizes make a difference");
     decoded
 }
 
@@ -192,28 +173,20 @@ fn check(blob: &[u8], tar: &[u8]) -> Decoded {
 
 /// Copies of the spans count, for expectations.
 fn copied(decoded: &Decoded) -> u64 {
-    let copies = decoded
-        .spans
-        .iter()
-        .filter(|span| span.source == SpanSource::Copy);
+    let copies = decoded.spans.iter().filter(|span| span.source == SpanSource::Copy);
     copies.map(|span| u64::from(span.tar_len)).sum()
 }
 
 #[test]
 fn codes_come_back() {
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
-        assert_eq!(
-            Compression::from_code(compression.code()),
-            Some(compression)
-        );
+        assert_eq!(Compression::from_code(compression.code()), Some(compression));
     }
     for source in [SpanSource::Blob, SpanSource::Copy] {
         assert_eq!(SpanSource::from_code(source.code()), Some(source));
     }
     let deflate = (0..8).map(|bits| SpanCoding::Deflate { bits });
-    let codings = [SpanCoding::Plain, SpanCoding::ZstdFrames]
-        .into_iter()
-        .chain(deflate);
+    let codings = [SpanCoding::Plain, SpanCoding::ZstdFrames].into_iter().chain(deflate);
     let codes: Vec<u8> = codings
         .map(|coding| {
             assert_eq!(SpanCoding::from_code(coding.code()), Some(coding));
@@ -221,11 +194,7 @@ fn codes_come_back() {
         })
         .collect();
     for code in 0..=255 {
-        assert_eq!(
-            SpanCoding::from_code(code).is_some(),
-            codes.contains(&code),
-            "{code}"
-        );
+        assert_eq!(SpanCoding::from_code(code).is_some(), codes.contains(&code), "{code}");
     }
 }
 
@@ -249,24 +218,14 @@ fn compression_shows_in_the_first_bytes() {
 
 #[test]
 fn a_refusing_sink_ends_the_decoder() {
-    for blob in [
-        b"a tar".to_vec(),
-        gzip::gzip(b"a tar", 6),
-        ::zstd::bulk::compress(b"a tar", 1).unwrap(),
-    ] {
+    for blob in
+        [b"a tar".to_vec(), gzip::gzip(b"a tar", 6), ::zstd::bulk::compress(b"a tar", 1).unwrap()]
+    {
         let mut decoder = StreamDecoder::new();
-        let error = decoder
-            .push(&blob, &mut |_| Err(CodecError::sink("not today")))
-            .unwrap_err();
+        let error = decoder.push(&blob, &mut |_| Err(CodecError::sink("not today"))).unwrap_err();
         assert_eq!(error.to_string(), "not today");
-        assert!(matches!(
-            decoder.push(b"", &mut |_| Ok(())),
-            Err(CodecError::Spent)
-        ));
-        assert!(matches!(
-            decoder.finish(&mut |_| Ok(())),
-            Err(CodecError::Spent)
-        ));
+        assert!(matches!(decoder.push(b"", &mut |_| Ok(())), Err(CodecError::Spent)));
+        assert!(matches!(decoder.finish(&mut |_| Ok(())), Err(CodecError::Spent)));
     }
 }
 

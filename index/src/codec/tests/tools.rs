@@ -31,11 +31,7 @@ fn pipe(command: &[&str], data: &'static [u8]) -> Option<Vec<u8>> {
         Ok(child) => child,
         Err(error) => {
             let required = std::env::var_os("PEEL_REQUIRE_TOOLS").is_some_and(|v| v == "1");
-            assert!(
-                !required,
-                "{}: {error}, and PEEL_REQUIRE_TOOLS is set",
-                command[0]
-            );
+            assert!(!required, "{}: {error}, and PEEL_REQUIRE_TOOLS is set", command[0]);
             eprintln!("SKIPPED: {} cannot be run: {error}", command[0]);
             return None;
         }
@@ -43,12 +39,7 @@ fn pipe(command: &[&str], data: &'static [u8]) -> Option<Vec<u8>> {
     let mut stdin = child.stdin.take().unwrap();
     let writer = thread::spawn(move || stdin.write_all(data));
     let mut output = Vec::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_end(&mut output)
-        .unwrap();
+    child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
     writer.join().unwrap().unwrap();
     assert!(child.wait().unwrap().success(), "{command:?}");
     Some(output)
@@ -77,12 +68,7 @@ fn gzip_cli() {
 
 #[test]
 fn pigz_cli() {
-    for arguments in [
-        &["-p", "4"][..],
-        &["-p", "4", "-i"],
-        &["-0"],
-        &["-p", "2", "-R"],
-    ] {
+    for arguments in [&["-p", "4"][..], &["-p", "4", "-i"], &["-0"], &["-p", "2", "-R"]] {
         let command = [&["pigz", "-c"], arguments].concat();
         if let Some(decoded) = check_tool(&command) {
             assert_eq!(copied(&decoded), 0);
@@ -100,12 +86,7 @@ fn bgzip_cli() {
 
 #[test]
 fn zstd_cli() {
-    for arguments in [
-        &["-1"][..],
-        &["-3", "--no-check"],
-        &["-T2", "-3"],
-        &["-3", "--long=27"],
-    ] {
+    for arguments in [&["-1"][..], &["-3", "--no-check"], &["-T2", "-3"], &["-3", "--long=27"]] {
         let command = [&["zstd", "-q", "-c"], arguments].concat();
         if let Some(decoded) = check_tool(&command) {
             // One frame

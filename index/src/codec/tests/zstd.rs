@@ -90,12 +90,8 @@ fn small_frames_share_a_span_and_large_ones_do_not_take_them_along() {
     blob.extend(skippable(1000));
     blob.extend([1; 1000]);
     let decoded = check(&blob, &tar);
-    let lens: Vec<u32> = decoded
-        .spans
-        .iter()
-        .filter(|s| s.source == SpanSource::Blob)
-        .map(|s| s.tar_len)
-        .collect();
+    let lens: Vec<u32> =
+        decoded.spans.iter().filter(|s| s.source == SpanSource::Blob).map(|s| s.tar_len).collect();
     assert_eq!(lens, [1_100_000, 1_100_000, 300_000, 300_000]);
     assert_eq!(copied(&decoded), 5 << 20);
     let last = decoded.spans.last().unwrap();
@@ -121,10 +117,7 @@ fn every_truncation_is_an_error_or_ends_between_frames() {
                 assert!(data.starts_with(&tar));
                 assert_spans(&blob[..len], &tar, &decoded, SMALL);
             }
-            Err(CodecError::Truncated {
-                compression,
-                offset,
-            }) => {
+            Err(CodecError::Truncated { compression, offset }) => {
                 assert_eq!((compression, offset), (Compression::Zstd, len as u64));
                 assert!(!ends.contains(&len));
             }
@@ -146,12 +139,7 @@ fn windows_above_128_mib_are_refused() {
     check(&blob, b"");
     let blob = [frame_header(28), EMPTY_LAST_BLOCK.to_vec()].concat();
     let error = decode(&blob, SMALL).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("needs a window of more than 134217728 bytes"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("needs a window of more than 134217728 bytes"), "{error}");
 }
 
 #[test]
@@ -160,15 +148,9 @@ fn frames_and_blocks_without_content_are_not_held() {
     let tar = [b'x'; 1000];
     // In one skippable frame, in the blocks of one frame, and in many frames
     let long = [skippable(1 << 20), vec![0; 1 << 20]].concat();
-    let blocks = [
-        frame_header(17),
-        EMPTY_BLOCK.repeat(300_000),
-        EMPTY_LAST_BLOCK.to_vec(),
-    ]
-    .concat();
-    let frames = [frame_header(17), EMPTY_LAST_BLOCK.to_vec()]
-        .concat()
-        .repeat(100_000);
+    let blocks =
+        [frame_header(17), EMPTY_BLOCK.repeat(300_000), EMPTY_LAST_BLOCK.to_vec()].concat();
+    let frames = [frame_header(17), EMPTY_LAST_BLOCK.to_vec()].concat().repeat(100_000);
     for filler in [long, blocks, frames] {
         let blob = [content.as_slice(), &filler, &content, &filler].concat();
         let mut decoder = decoder(SMALL);
@@ -180,14 +162,8 @@ fn frames_and_blocks_without_content_are_not_held() {
                     Ok(())
                 })
                 .unwrap();
-            let Stream::Zstd(stream) = &decoder.stream else {
-                panic!("it is zstd")
-            };
-            assert!(
-                stream.held_capacity() < 200_000,
-                "{}",
-                stream.held_capacity()
-            );
+            let Stream::Zstd(stream) = &decoder.stream else { panic!("it is zstd") };
+            assert!(stream.held_capacity() < 200_000, "{}", stream.held_capacity());
         }
         assert_eq!(got, tar);
         let decoded = check_with(&blob, &tar, SMALL);

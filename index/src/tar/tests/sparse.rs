@@ -53,17 +53,10 @@ fn sparse_error(error: TarError) {
 fn old_gnu_in_the_header() {
     // Adjacent runs join, empty ones vanish
     let runs = [(1024, 512), (1536, 512), (4096, 100), (9999, 0)];
-    let parts = [
-        &old_gnu(1124, &runs, false, 9999)[..],
-        &padded(&[b'x'; 1124]),
-    ]
-    .concat();
+    let parts = [&old_gnu(1124, &runs, false, 9999)[..], &padded(&[b'x'; 1124])].concat();
     let entry = one(&[&parts]);
     assert_eq!((&entry.path[..], entry.size), (&b"sparse"[..], 9999));
-    assert_eq!(
-        entry.data,
-        [extent(1024, 512, 1024), extent(4096, 1536, 100)]
-    );
+    assert_eq!(entry.data, [extent(1024, 512, 1024), extent(4096, 1536, 100)]);
 }
 
 #[test]
@@ -81,9 +74,8 @@ fn old_gnu_with_extensions() {
     ]);
     assert_eq!((entry.size, entry.header_offset), (1 << 20, 0));
     let content = 1024 + 4 * 512;
-    let expected: Vec<_> = (0..30)
-        .map(|index| extent(index * 1024, content + index * 512, 512))
-        .collect();
+    let expected: Vec<_> =
+        (0..30).map(|index| extent(index * 1024, content + index * 512, 512)).collect();
     assert_eq!(entry.data, expected);
 }
 
@@ -98,40 +90,20 @@ fn old_gnu_faults() {
         edited(
             b'S',
             0,
-            &[
-                GNU,
-                (386, b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff777\0"),
-                (483, b"0"),
-            ],
+            &[GNU, (386, b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff777\0"), (483, b"0")],
         ),
-        edited(
-            b'S',
-            0,
-            &[
-                GNU,
-                (483, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
-            ],
-        ),
+        edited(b'S', 0, &[GNU, (483, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")]),
     ];
     for block in table {
         sparse_error(error(&[&block]));
     }
     // Star's header of the same type is laid out in another way
     let star = edited(b'S', 0, &[(508, b"tar\0")]);
-    assert!(matches!(
-        error(&[&star]),
-        TarError::UnsupportedType { found: b'S', .. }
-    ));
+    assert!(matches!(error(&[&star]), TarError::UnsupportedType { found: b'S', .. }));
     let cut = [&old_gnu(512, &[(0, 512)], true, 512)[..], &[0; 9]].concat();
     assert!(matches!(
         error(&[&cut]),
-        TarError::Truncated {
-            what: "sparse map",
-            offset: 512,
-            expected: 512,
-            found: 9,
-            ..
-        }
+        TarError::Truncated { what: "sparse map", offset: 512, expected: 512, found: 9, .. }
     ));
 }
 
@@ -142,20 +114,8 @@ fn runs_are_bounded() {
     let mut none = |_| panic!("no entry is complete");
     parser.push(&bytes, &mut none).unwrap();
     let block = extension(&[(0, 0); 21], true);
-    let error = (0..MAX_RUNS)
-        .find_map(|_| parser.push(&block, &mut none).err())
-        .unwrap();
-    assert!(
-        matches!(
-            error,
-            TarError::TooLarge {
-                expected: MAX_RUNS,
-                offset: 0,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = (0..MAX_RUNS).find_map(|_| parser.push(&block, &mut none).err()).unwrap();
+    assert!(matches!(error, TarError::TooLarge { expected: MAX_RUNS, offset: 0, .. }), "{error:?}");
 }
 
 #[test]
@@ -181,10 +141,7 @@ fn pax_0_0_and_0_1() {
         let content = records.len() as u64 + 512;
         let entry = one(&[&records, &header(b'0', "x", 600), &padded(&[b'x'; 600])]);
         assert_eq!((&entry.path[..], entry.size), (path, 5000));
-        assert_eq!(
-            entry.data,
-            [extent(0, content, 512), extent(2048, content + 512, 88)]
-        );
+        assert_eq!(entry.data, [extent(0, content, 512), extent(2048, content + 512, 88)]);
     }
 }
 
@@ -203,11 +160,7 @@ fn pax_0_x_faults() {
         &[("GNU.sparse.map", b"0,1,2"), ("GNU.sparse.numblocks", b"1")],
         &[("GNU.sparse.map", b"0,1,"), ("GNU.sparse.numblocks", b"1")],
         &[("GNU.sparse.map", b"0,-1"), ("GNU.sparse.numblocks", b"1")],
-        &[
-            ("GNU.sparse.map", b"9,9"),
-            ("GNU.sparse.numblocks", b"1"),
-            ("GNU.sparse.size", b"9"),
-        ],
+        &[("GNU.sparse.map", b"9,9"), ("GNU.sparse.numblocks", b"1"), ("GNU.sparse.size", b"9")],
         &[("GNU.sparse.offset", b"1"), ("GNU.sparse.offset", b"1")],
         &[("GNU.sparse.numbytes", b"1")],
         &[("GNU.sparse.offset", b"1,2")],
@@ -225,18 +178,13 @@ fn pax_1_0() {
     let entry = one(&[&bytes]);
     assert_eq!((&entry.path[..], entry.size), (&b"real"[..], 5000));
     let content = bytes.len() as u64 - 1024;
-    assert_eq!(
-        entry.data,
-        [extent(1024, content, 512), extent(4096, content + 512, 88)]
-    );
+    assert_eq!(entry.data, [extent(1024, content, 512), extent(4096, content + 512, 88)]);
 
     let entry = one(&[&text("0\n", 0, "5000")]);
     assert_eq!((entry.size, &entry.data[..]), (5000, &[][..]));
 
     // A map of several blocks
-    let runs: String = (0..500)
-        .map(|index| format!("{}\n1\n", index * 10))
-        .collect();
+    let runs: String = (0..500).map(|index| format!("{}\n1\n", index * 10)).collect();
     let entry = one(&[&text(&format!("500\n{runs}"), 500, "5000")]);
     assert_eq!(entry.data.len(), 500);
     assert_eq!(entry.data[499].logical, 4990);
@@ -263,20 +211,12 @@ fn pax_1_0_faults() {
     }
     // Less than a block of it is no map, even if the text would fit
     let records: &[(&str, &[u8])] = &[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0")];
-    sparse_error(error(&[
-        &pax(b'x', records),
-        &with_payload(b'0', "x", b"0\n"),
-    ]));
+    sparse_error(error(&[&pax(b'x', records), &with_payload(b'0', "x", b"0\n")]));
     let cut = text("1\n0\n1\n", 1, "1");
     let cut = &cut[..cut.len() - 1024 + 3];
     assert!(matches!(
         error(&[cut]),
-        TarError::Truncated {
-            what: "sparse map",
-            expected: 513,
-            found: 3,
-            ..
-        }
+        TarError::Truncated { what: "sparse map", expected: 513, found: 3, .. }
     ));
 }
 
