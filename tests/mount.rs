@@ -191,7 +191,7 @@ fn after_a_pull_no_file_of_the_image_is_on_disk() {
     peel.peel(["rm", &reference]).ok();
     for dir in ["content/blobs/sha256", "layers", "trees"] {
         let left: Vec<_> = walk(&peel.root().join(dir)).collect();
-        assert_eq!(left, [PathBuf::new(); 0], "{dir}");
+        assert_eq!(left, Vec::<PathBuf>::new(), "{dir}");
     }
     assert_eq!(peel.json(["images", "--json"]), json!([]));
 }

@@ -153,8 +153,8 @@ mod tests {
     fn device_numbers_are_linux() {
         assert_eq!(makedev(0, 0), 0);
         assert_eq!(makedev(1, 3), 0x103);
-        assert_eq!(makedev(259, 0x12345), 0x1234_1_0345);
-        assert_eq!(makedev(0xfff, 0xff), 0xfffff);
+        assert_eq!(makedev(259, 0x12345), 0x1231_0345);
+        assert_eq!(makedev(0xfff, 0xff), 0xf_ffff);
         assert_eq!(makedev(u32::MAX, u32::MAX), u64::MAX);
     }
 }

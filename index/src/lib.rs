@@ -14,6 +14,8 @@ pub mod merge;
 pub mod nodeid;
 mod path;
 pub mod tar;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 
 pub use attr::{Attr, Bytes, Entry, FileKind, MAX_FILE_SIZE, Piece};

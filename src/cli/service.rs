@@ -103,7 +103,10 @@ pub(super) async fn logs(context: &Context, follow: bool, lines: usize) -> Resul
     for line in &all[all.len().saturating_sub(lines)..] {
         print(&format!("{line}\n"))?;
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let mut more = Vec::new();
         file.read_to_end(&mut more).map_err(failed)?;
@@ -115,7 +118,6 @@ pub(super) async fn logs(context: &Context, follow: bool, lines: usize) -> Resul
             file.seek(SeekFrom::Start(0)).map_err(failed)?;
         }
     }
-    Ok(())
 }
 
 pub(super) fn version(json: bool) {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::engine::Engine;
 use crate::{
     api,
-    bundle::{self, BundleImage, BundleOptions, Network},
-    failure::{Class, Failure},
+    bundle::{self, BundleError, BundleImage, BundleOptions, Network},
+    failure::{Class, Failure, chain},
     image::PullEvent,
     metadata::{ImageRecord, RootfsKind},
     oci::ImageConfig,
@@ -178,17 +178,9 @@ impl Engine {
             network: if request.host_network { Network::Host } else { Network::None },
             ..BundleOptions::default()
         };
-        let spec = bundle::config_json(
-            &bundle_image(config),
-            passwd.as_deref(),
-            group.as_deref(),
-            &options,
-        )
-        .map_err(|e| Failure::new(Class::Usage, e))?;
-        let mut text = serde_json::to_string_pretty(&spec)
-            .map_err(|e| Failure::new(Class::Other, format!("cannot write config.json: {e}")))?;
-        text.push('\n');
-        Ok(text)
+        let (image, passwd, group) = (bundle_image(config), passwd.as_deref(), group.as_deref());
+        let spec = bundle::config_json(&image, passwd, group, &options)?;
+        Ok(bundle::to_json(&spec)?)
     }
 
     /// The mounted rootfs where this process sees it, else the image's tree below it.
@@ -209,6 +201,21 @@ fn bundle_image(config: ImageConfig) -> BundleImage {
         user: config.user,
         labels: config.labels,
         stop_signal: config.stop_signal,
-        ..BundleImage::default()
+        exposed_ports: config.exposed_ports.into_iter().collect(),
+        os: Some(config.platform.os().to_owned()),
+        architecture: Some(config.platform.architecture().to_owned()),
+        variant: config.platform.variant().map(str::to_owned),
+        author: config.author,
+        created: config.created,
+    }
+}
+
+impl From<BundleError> for Failure {
+    fn from(error: BundleError) -> Self {
+        let failure = Self::new(Class::Usage, chain(&error));
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     gc,
     image::{Images, NewSlot as _},
     layers::Layers,
-    metadata::{ImageRecord, Metadata, Opened},
+    metadata::{IdKind, ImageRecord, Metadata, Opened},
     mountinfo,
     paths::Paths,
     snapshot::Snapshots,
@@ -92,7 +92,7 @@ impl Engine {
     ) -> Result<Arc<Self>, Failure> {
         let Opened { metadata, recovered } = Metadata::open(&paths.root().join("metadata"))?;
         if let Some(recovered) = recovered {
-            tracing::error!(?recovered, "the metadata was damaged and is restored from its export");
+            tracing::error!("the metadata was not as it was left: {recovered}");
         }
         let metadata = Arc::new(metadata);
         let slots = Arc::new(Slots::new(Arc::clone(&metadata), layers.highest_slot()));
@@ -104,8 +104,13 @@ impl Engine {
         )?;
         let boot_id = mountinfo::boot_id()
             .map_err(|e| Failure::io(&e, format!("cannot read the boot id: {e}")))?;
+        let snapshots = Snapshots::open(paths.root())?;
+        if let Some(highest) = snapshots.ids()?.into_iter().max() {
+            // An export from before it was made would give its number out again
+            metadata.raise_id(IdKind::Snapshot, highest)?;
+        }
         let engine = Self {
-            snapshots: Snapshots::open(paths.root())?,
+            snapshots,
             paths,
             content,
             layers,

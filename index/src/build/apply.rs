@@ -16,7 +16,7 @@ use crate::{
     attr::{FileKind, MAX_FILE_SIZE, PERMISSION_MASK, TYPE_MASK, makedev},
     format::{
         ExtentRecord, IMPLICIT, InodeRecord, LOWER_LINK, MAX_NAME, MAX_XATTR_NAME, MAX_XATTR_VALUE,
-        OPAQUE, SPARSE,
+        OPAQUE, SPARSE, has_valid_form, is_free_of_separators,
     },
     layer::ROOT,
     path::{CleanPath, MAX_LINKS, MAX_STEPS, clean},
@@ -30,6 +30,8 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Longest path, and longest link target, in bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
+const CAPABILITY: &[u8] = b"security.capability";
+
 /// Mode of every symlink: Linux has no other.
 const SYMLINK_MODE: u32 = 0o777;
 
@@ -38,6 +40,50 @@ pub(super) struct LayerTree {
     pub(super) arena: Arena,
     /// Hard links into lower layers by cleaned target path.
     lower_links: HashMap<Vec<u8>, u32>,
+    last_parent: LastParent,
+}
+
+/// The directory that the last entry was put in: most entries follow others of their directory.
+/// Holds until a name loses its inode; new names do not change where a path leads.
+#[derive(Default)]
+struct LastParent {
+    /// The path before its last slash, as the tar has it; empty for none.
+    path: Vec<u8>,
+    number: u32,
+    /// Length of the cleaned path, a slash after it included.
+    len: usize,
+}
+
+impl LastParent {
+    fn find<'e>(&self, path: &'e [u8]) -> Option<(u32, &'e [u8])> {
+        let (parent, base) = split_last(path)?;
+        let is_plain = has_valid_form(base)
+            && is_free_of_separators(base)
+            && !base.starts_with(WHITEOUT_META)
+            && self.len + base.len() <= MAX_PATH;
+        (parent == self.path && is_plain).then_some((self.number, base))
+    }
+
+    fn set(&mut self, path: &[u8], number: u32, len: usize) {
+        self.clear();
+        if let Some((parent, _)) = split_last(path) {
+            self.path.extend_from_slice(parent);
+            (self.number, self.len) = (number, len);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.path.clear();
+    }
+}
+
+/// What stands before and after the last slash but for those at the end; `None` where either is
+/// empty or more than a name is left out by cleaning.
+fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
+    let slash = path[..end].iter().rposition(|byte| *byte == b'/')?;
+    let (parent, base) = (&path[..slash], &path[slash + 1..end]);
+    (!parent.is_empty() && has_valid_form(base)).then_some((parent, base))
 }
 
 /// Where a path leads.
@@ -49,7 +95,11 @@ enum Place {
 
 impl LayerTree {
     pub(super) fn new() -> Self {
-        Self { arena: Arena::new(), lower_links: HashMap::new() }
+        Self {
+            arena: Arena::new(),
+            lower_links: HashMap::new(),
+            last_parent: LastParent::default(),
+        }
     }
 
     /// Applies an entry.
@@ -62,21 +112,10 @@ impl LayerTree {
     }
 
     fn place(&mut self, entry: &TarEntry) -> Result<(), EntryProblem> {
-        let path = clean(&entry.path);
-        check_path(&path)?;
-        let Some((base, parents)) = path.names.split_last() else {
-            // Only a directory can be the root; like containerd, take no notice of anything else
-            if entry.kind == EntryKind::Directory {
-                self.set_header(ROOT, entry)?;
-            }
+        let Some((parent, base)) = self.find_parent(entry)? else {
             return Ok(());
         };
-        let is_meta = |name: &&[u8]| name.starts_with(WHITEOUT_META);
-        if parents.iter().any(is_meta) || (is_meta(base) && *base != WHITEOUT_OPAQUE) {
-            return Ok(());
-        }
-        let parent = self.make_parents(parents)?;
-        if *base == WHITEOUT_OPAQUE {
+        if base == WHITEOUT_OPAQUE {
             let inode = self.arena.inode_mut(parent);
             inode.flags = (inode.flags.get() | OPAQUE).into();
             return Ok(());
@@ -100,10 +139,45 @@ impl LayerTree {
         };
         let inode = self.new_inode(kind, entry)?;
         let link = self.arena.find_or_add(parent, base)?;
-        self.arena.detach(link);
+        self.detach(link);
         let number = self.arena.add(inode)?;
         self.arena.attach(link, number);
         self.set_header(number, entry)
+    }
+
+    /// Directory and name of an entry; `None` for one that is ignored, and for the root, whose
+    /// header this applies.
+    fn find_parent<'e>(
+        &mut self,
+        entry: &'e TarEntry,
+    ) -> Result<Option<(u32, &'e [u8])>, EntryProblem> {
+        if let Some(found) = self.last_parent.find(&entry.path) {
+            return Ok(Some(found));
+        }
+        let path = clean(&entry.path);
+        let len = check_path(&path)?;
+        let Some((base, parents)) = path.names.split_last() else {
+            // Only a directory can be the root; like containerd, take no notice of anything else
+            if entry.kind == EntryKind::Directory {
+                self.set_header(ROOT, entry)?;
+            }
+            return Ok(None);
+        };
+        let is_meta = |name: &&[u8]| name.starts_with(WHITEOUT_META);
+        if parents.iter().any(is_meta) || (is_meta(base) && *base != WHITEOUT_OPAQUE) {
+            return Ok(None);
+        }
+        let parent = self.make_parents(parents)?;
+        self.last_parent.set(&entry.path, parent, len - base.len());
+        Ok(Some((parent, base)))
+    }
+
+    /// Takes the inode away from a link, and with a directory all that is below it.
+    fn detach(&mut self, link: u32) {
+        if self.arena.link(link).inode != 0 {
+            self.last_parent.clear();
+            self.arena.detach(link);
+        }
     }
 
     fn place_directory(
@@ -115,7 +189,7 @@ impl LayerTree {
         let link = self.arena.find_or_add(parent, base)?;
         let mut number = self.arena.link(link).inode;
         if number == 0 || !self.arena.is_directory(number) {
-            self.arena.detach(link);
+            self.detach(link);
             number = self.arena.add(implicit_directory())?;
             self.arena.attach(link, number);
         }
@@ -150,7 +224,7 @@ impl LayerTree {
         };
         let link = self.arena.find_or_add(parent, base)?;
         if self.arena.link(link).inode != number {
-            self.arena.detach(link);
+            self.detach(link);
             self.arena.attach(link, number);
         }
         self.set_header(number, entry)
@@ -166,7 +240,7 @@ impl LayerTree {
         if path.len() > MAX_PATH {
             return Err(EntryProblem::Link { found: path.len() });
         }
-        let target = self.arena.names.intern(&path)?;
+        let target = self.arena.targets.intern(&path)?;
         let number = self.arena.add(InodeRecord {
             flags: LOWER_LINK.into(),
             data: u64::from(target.number()).into(),
@@ -184,7 +258,7 @@ impl LayerTree {
             FileKind::Regular => self.set_content(&mut inode, entry)?,
             FileKind::Symlink => {
                 check_link(&entry.link)?;
-                let target = self.arena.names.intern(&entry.link)?;
+                let target = self.arena.targets.intern(&entry.link)?;
                 inode.data = u64::from(target.number()).into();
                 inode.count = (entry.link.len() as u32).into();
                 inode.size = (entry.link.len() as u64).into();
@@ -238,21 +312,7 @@ impl LayerTree {
     /// Applies what the header says about an inode: mode, owner, time, extended attributes.
     fn set_header(&mut self, number: u32, entry: &TarEntry) -> Result<(), EntryProblem> {
         let kind = self.arena.kind(number);
-        let mut xattrs = shown_xattrs(entry, kind)?;
-        let old = self.arena.inode(number);
-        let is_new = old.flags.get() & IMPLICIT != 0;
-        if !is_new && old.xattrs.get() != 0 {
-            // setxattr(2) keeps the others; the chown(2) before it drops a file's capabilities
-            let keeps_all = kind == Some(FileKind::Directory);
-            for (name, value) in self.arena.xattrs.set(old.xattrs.get()) {
-                if keeps_all || name != b"security.capability" {
-                    xattrs.entry(name.into()).or_insert(value.into());
-                }
-            }
-        }
-        let set: Vec<(Vec<u8>, Vec<u8>)> =
-            xattrs.into_iter().map(|(n, v)| (n.into_owned(), v.into_owned())).collect();
-        let xattrs = self.arena.xattrs.intern(set.iter().map(|(n, v)| (&n[..], &v[..])))?;
+        let xattrs = self.merge_xattrs(number, kind, entry)?;
         let inode = self.arena.inode_mut(number);
         let permissions = match kind {
             Some(FileKind::Symlink) => SYMLINK_MODE,
@@ -267,6 +327,34 @@ impl LayerTree {
         inode.header = entry.header_offset.into();
         inode.xattrs = xattrs.into();
         Ok(())
+    }
+
+    /// The set that an inode has after a header: setxattr(2) keeps the attributes that it does not
+    /// name, but for a file's capabilities, which the chown(2) before it drops.
+    fn merge_xattrs(
+        &mut self,
+        number: u32,
+        kind: Option<FileKind>,
+        entry: &TarEntry,
+    ) -> Result<u32, EntryProblem> {
+        let old = self.arena.inode(number).xattrs.get();
+        if old == 0 && entry.xattrs.is_empty() {
+            return Ok(0);
+        }
+        let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = self
+            .arena
+            .xattrs
+            .set(old)
+            .filter(|(name, _)| kind == Some(FileKind::Directory) || *name != CAPABILITY)
+            .map(|(name, value)| (name.to_vec(), value.to_vec()))
+            .collect();
+        for (name, value) in &entry.xattrs {
+            check_xattr(name, value)?;
+            if is_shown(name, kind) {
+                xattrs.insert(name.clone(), value.clone());
+            }
+        }
+        Ok(self.arena.xattrs.intern(xattrs.iter().map(|(n, v)| (&n[..], &v[..])))?)
     }
 
     /// The directory at a path, made with its parents where this layer has none.
@@ -327,41 +415,37 @@ impl LayerTree {
     }
 }
 
-/// The extended attributes that are set, the last of a name winning: containerd sets no `trusted.*`
-/// and ignores namespaces that a file system does not have; overlayfs would take `user.overlay.*`
-/// for its own; only files and directories can have `user.*`.
-fn shown_xattrs(
-    entry: &TarEntry,
-    kind: Option<FileKind>,
-) -> Result<BTreeMap<Cow<'_, [u8]>, Cow<'_, [u8]>>, EntryProblem> {
+/// Whether an extended attribute is set: containerd sets no `trusted.*` and ignores namespaces that
+/// a file system does not have; overlayfs would take `user.overlay.*` for its own; only files and
+/// directories can have `user.*`.
+fn is_shown(name: &[u8], kind: Option<FileKind>) -> bool {
     let has_user = !matches!(
         kind,
         Some(FileKind::Symlink | FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo)
     );
-    let mut shown = BTreeMap::new();
-    for (name, value) in &entry.xattrs {
-        if !(1..=MAX_XATTR_NAME).contains(&name.len()) || name.contains(&0) {
-            return Err(EntryProblem::XattrName { found: name.len() });
-        }
-        if value.len() > MAX_XATTR_VALUE {
-            return Err(EntryProblem::XattrValue { found: value.len() });
-        }
-        let is_shown = name.starts_with(b"security.")
-            || name.starts_with(b"system.posix_acl_")
-            || (has_user && name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
-        if is_shown {
-            shown.insert(Cow::Borrowed(&name[..]), Cow::Borrowed(&value[..]));
-        }
-    }
-    Ok(shown)
+    name.starts_with(b"security.")
+        || name.starts_with(b"system.posix_acl_")
+        || (has_user && name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
-fn check_path(path: &CleanPath<'_>) -> Result<(), EntryProblem> {
+fn check_xattr(name: &[u8], value: &[u8]) -> Result<(), EntryProblem> {
+    if !(1..=MAX_XATTR_NAME).contains(&name.len()) || name.contains(&0) {
+        return Err(EntryProblem::XattrName { found: name.len() });
+    }
+    if value.len() > MAX_XATTR_VALUE {
+        return Err(EntryProblem::XattrValue { found: value.len() });
+    }
+    Ok(())
+}
+
+/// The length of a cleaned path, a slash before it included.
+fn check_path(path: &CleanPath<'_>) -> Result<usize, EntryProblem> {
     let found = path.names.iter().map(|name| name.len() + 1).sum::<usize>();
     if found > MAX_PATH {
         return Err(EntryProblem::Path { found });
     }
-    path.names.iter().try_for_each(|name| check_name(name))
+    path.names.iter().try_for_each(|name| check_name(name))?;
+    Ok(found)
 }
 
 fn check_name(name: &[u8]) -> Result<(), EntryProblem> {

@@ -39,6 +39,7 @@ pub(super) struct Arena {
     table: Table,
     hasher: RandomState,
     pub(super) names: NameHeap,
+    pub(super) targets: NameHeap,
     pub(super) xattrs: XattrHeap,
     pub(super) extents: Vec<ExtentRecord>,
 }
@@ -54,6 +55,7 @@ impl Arena {
             table: Table::default(),
             hasher: RandomState::new(),
             names: NameHeap::default(),
+            targets: NameHeap::default(),
             xattrs: XattrHeap::default(),
             extents: Vec::new(),
         }
@@ -78,7 +80,7 @@ impl Arena {
 
     /// Target of a symlink or lower link.
     pub(super) fn target(&self, number: u32) -> &[u8] {
-        self.names.name(NameId::from_number(self.inode(number).data.get() as u32))
+        self.targets.name(NameId::from_number(self.inode(number).data.get() as u32))
     }
 
     pub(super) fn link(&self, link: u32) -> &Link {

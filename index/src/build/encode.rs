@@ -36,13 +36,14 @@ pub(super) fn seal(
     let Sections { inodes, dirents, extents, lower_links } = sections;
     drop(numbers);
     meta.lower_links = lower_links.into();
-    let Arena { names, xattrs, .. } = arena;
+    let Arena { names, targets, xattrs, .. } = arena;
     let spans: Vec<_> = spans.iter().map(span_record).collect();
     let sections = vec![
         (Section::Meta, meta.as_bytes().to_vec()),
         (Section::Inodes, inodes),
         (Section::Dirents, dirents),
         (Section::Names, names.into_bytes()),
+        (Section::Targets, targets.into_bytes()),
         (Section::Xattrs, xattrs.into_bytes()),
         (Section::Extents, extents),
         (Section::Spans, spans.as_bytes().to_vec()),
@@ -152,7 +153,7 @@ impl Sections {
 }
 
 fn place_target(arena: &Arena, inode: &mut InodeRecord) {
-    let (offset, _) = arena.names.place(NameId::from_number(inode.data.get() as u32));
+    let (offset, _) = arena.targets.place(NameId::from_number(inode.data.get() as u32));
     inode.data = u64::from(offset).into();
 }
 

@@ -16,10 +16,14 @@
 mod heap;
 mod names;
 mod records;
+#[cfg(test)]
+mod tests;
 mod xattrs;
 
 pub(crate) use heap::Table;
-pub(crate) use names::{MAX_NAME, NameHeap, NameId, is_valid_name, slice};
+pub(crate) use names::{
+    MAX_NAME, NameHeap, NameId, has_valid_form, is_free_of_separators, is_valid_name, slice,
+};
 pub(crate) use records::*;
 pub(crate) use xattrs::{MAX_XATTR_NAME, MAX_XATTR_VALUE, XattrHeap, XattrSets};
 
@@ -226,21 +230,33 @@ pub(crate) enum Section {
     Inodes = 2,
     Dirents = 3,
     Names = 4,
-    Xattrs = 5,
-    Extents = 6,
-    Spans = 7,
-    Windows = 8,
-    Layers = 9,
+    Targets = 5,
+    Xattrs = 6,
+    Extents = 7,
+    Spans = 8,
+    Windows = 9,
+    Layers = 10,
 }
 
 impl Section {
-    const COUNT: usize = 10;
+    /// All sections, in the order in which they stand in a file.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Meta,
+        Self::Inodes,
+        Self::Dirents,
+        Self::Names,
+        Self::Targets,
+        Self::Xattrs,
+        Self::Extents,
+        Self::Spans,
+        Self::Windows,
+        Self::Layers,
+    ];
+
+    const COUNT: usize = Self::ALL.len() + 1;
 
     fn from_kind(kind: u32) -> Option<Self> {
-        use Section::*;
-        [Meta, Inodes, Dirents, Names, Xattrs, Extents, Spans, Windows, Layers]
-            .into_iter()
-            .find(|section| *section as u32 == kind)
+        Self::ALL.into_iter().find(|section| *section as u32 == kind)
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -249,6 +265,7 @@ impl Section {
             Self::Inodes => "INODES",
             Self::Dirents => "DIRENTS",
             Self::Names => "NAMES",
+            Self::Targets => "TARGETS",
             Self::Xattrs => "XATTRS",
             Self::Extents => "EXTENTS",
             Self::Spans => "SPANS",
@@ -260,8 +277,8 @@ impl Section {
     /// Whether the meaning of an inode number hangs on the section's content.
     fn is_numbering(self) -> bool {
         match self {
-            Self::Inodes | Self::Dirents | Self::Names | Self::Xattrs => true,
-            Self::Extents | Self::Layers => true,
+            Self::Inodes | Self::Dirents | Self::Names | Self::Targets => true,
+            Self::Xattrs | Self::Extents | Self::Layers => true,
             Self::Meta | Self::Spans | Self::Windows => false,
         }
     }

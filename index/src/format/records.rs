@@ -75,7 +75,7 @@ pub(crate) struct InodeRecord {
     pub(crate) mtime_sec: I64,
     pub(crate) size: U64,
     /// File: offset in the tar. Sparse file: index of its first extent. Directory: index of its
-    /// first entry. Symlink and lower link: offset of the target in NAMES. Device: its number.
+    /// first entry. Symlink and lower link: offset of the target in TARGETS. Device: its number.
     pub(crate) data: U64,
     /// Offset in the tar of the header that gave the attributes; 0 for an implicit directory.
     pub(crate) header: U64,

@@ -10,8 +10,8 @@ use crate::{
     codec::{SPAN_MAX, SpanSource},
     format::{
         ExtentRecord, FormatError, HIDES_LOWER, IMPLICIT, InodeRecord, LOWER_LINK, LOWER_LINK_KIND,
-        LayerDirent, OPAQUE, SPARSE, Section, SpanRecord, WHITEOUT_KIND, XattrSets, is_valid_name,
-        slice,
+        LayerDirent, OPAQUE, SPARSE, Section, SpanRecord, WHITEOUT_KIND, XattrSets, has_valid_form,
+        is_free_of_separators, slice,
     },
 };
 
@@ -35,8 +35,13 @@ pub(super) fn check(layer: &Layer) -> Result<(), FormatError> {
     check_spans(layer)?;
 
     let names = layer.names();
+    if !is_free_of_separators(names) {
+        return Err(Section::Names.bad(0, "separator in a name"));
+    }
+    let targets = layer.file.section(Section::Targets);
     let mut references = vec![0u32; inodes.len()];
-    let mut checker = Checker { layer, inodes, dirents, extents, names, dirent: 0, extent: 0 };
+    let mut checker =
+        Checker { layer, inodes, dirents, extents, names, targets, dirent: 0, extent: 0 };
     let mut lower_links = 0;
     for (number, inode) in (1..).zip(inodes) {
         let bad = |problem| Section::Inodes.bad(u64::from(number), problem);
@@ -81,6 +86,7 @@ struct Checker<'a> {
     dirents: &'a [LayerDirent],
     extents: &'a [ExtentRecord],
     names: &'a [u8],
+    targets: &'a [u8],
     /// The next entry that no directory has claimed.
     dirent: usize,
     /// The next extent that no file has claimed.
@@ -102,7 +108,7 @@ impl<'a> Checker<'a> {
         }
         let is_text = || {
             (1..=MAX_TARGET).contains(&count)
-                && slice(self.names, data, count.into()).is_some_and(|text| !text.contains(&0))
+                && slice(self.targets, data, count.into()).is_some_and(|text| !text.contains(&0))
         };
         let (allowed, is_right) = match kind_of(inode) {
             Some(FileKind::Directory) => {
@@ -185,7 +191,7 @@ impl<'a> Checker<'a> {
             let bad = |problem| Section::Dirents.bad(position as u64, problem);
             let name =
                 slice(self.names, entry.name_offset.get().into(), entry.name_len.get().into());
-            let name = name.filter(|name| is_valid_name(name)).ok_or(bad("invalid name"))?;
+            let name = name.filter(|name| has_valid_form(name)).ok_or(bad("invalid name"))?;
             if name <= last {
                 return Err(bad("names not ascending"));
             }

@@ -7,6 +7,8 @@
 mod check;
 mod pieces;
 mod spans;
+#[cfg(test)]
+mod tests;
 
 pub use pieces::Pieces;
 
@@ -220,7 +222,8 @@ impl Layer {
 
     /// Target of a symlink or lower link.
     fn heap_text(&self, record: &InodeRecord) -> Option<&[u8]> {
-        slice(self.names(), record.data.get(), record.count.get().into())
+        let targets = self.file.section(Section::Targets);
+        slice(targets, record.data.get(), record.count.get().into())
     }
 
     // What the merge needs beyond the above.

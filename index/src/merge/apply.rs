@@ -76,8 +76,8 @@ fn first_of_slot(layers: &[&Layer]) -> Result<Vec<u16>, MergeError> {
             if lower.numbering() != layer.numbering() || lower.diff_id() != layer.diff_id() {
                 return Err(MergeError::Slot {
                     slot: layer.slot().number(),
-                    expected: lower.diff_id(),
-                    found: layer.diff_id(),
+                    expected: Box::new(lower.diff_id()),
+                    found: Box::new(layer.diff_id()),
                 });
             }
             Ok(first)

@@ -52,9 +52,9 @@ pub enum MergeError {
         /// The slot.
         slot: u32,
         /// diffID of the lower layer.
-        expected: Digest,
+        expected: Box<Digest>,
         /// diffID of the upper layer.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// A limit of the file format is reached.
     #[error(transparent)]

@@ -7,7 +7,8 @@ use super::{LayerRef, OWN, ROOT, Tree, layer_ref};
 use crate::{
     attr::{FileKind, MAX_FILE_SIZE, PERMISSION_MASK, TYPE_MASK},
     format::{
-        FormatError, Section, TreeDirent, TreeInode, TreeLayer, XattrSets, is_valid_name, slice,
+        FormatError, Section, TreeDirent, TreeInode, TreeLayer, XattrSets, has_valid_form,
+        is_free_of_separators, slice,
     },
     nodeid::NodeId,
 };
@@ -24,6 +25,9 @@ pub(super) fn check(tree: &Tree) -> Result<(), FormatError> {
     }
     let layers = check_layers(tree.file.checked_records(Section::Layers)?)?;
     let names = tree.file.section(Section::Names);
+    if !is_free_of_separators(names) {
+        return Err(Section::Names.bad(0, "separator in a name"));
+    }
     let mut checker = Checker { inodes, dirents, names, layers, dirent: 0 };
     let mut references = vec![0u32; inodes.len()];
     for (number, inode) in (1..).zip(inodes) {
@@ -147,7 +151,7 @@ impl<'a> Checker<'a> {
             let bad = |problem| Section::Dirents.bad(position as u64, problem);
             let (offset, len) = (entry.name_offset.get(), entry.name_len.get());
             let name = slice(self.names, offset.into(), len.into());
-            let name = name.filter(|name| is_valid_name(name)).ok_or(bad("invalid name"))?;
+            let name = name.filter(|name| has_valid_form(name)).ok_or(bad("invalid name"))?;
             if name <= last || entry.reserved != 0 {
                 return Err(bad("names not ascending"));
             }

@@ -6,6 +6,8 @@
 //! immutable.
 
 mod check;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     attr::{Attr, Bytes, DIRECTORY_SIZE, Entry, FileKind, PERMISSION_MASK},

@@ -1,0 +1,5 @@
+//! The merge against tables and against a naive model.
+
+mod model;
+mod random;
+mod table;
