@@ -238,3 +238,53 @@ fn paths_with_the_separators_of_mount_options() {
     assert_eq!(mounts[0]["live"], true);
     peel.peel(["umount", "--rm", "m:x,y"]).ok();
 }
+
+#[test]
+fn layers_of_every_compression_hold_the_same() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let mut layout = Layout::new(peel.path("layout"));
+    let body = || noise(21, 3 << 20);
+    let files = |name: &str| {
+        let layer = Layer::new().file(&format!("{name}/noise"), 0o644, body());
+        // Zeros, which deflate packs into blocks of megabytes and zstd into nothing
+        layer.file(&format!("{name}/zeros"), 0o644, vec![0; 12 << 20]).tar()
+    };
+    let gzip = |tar: &[u8]| {
+        use std::io::Write as _;
+        let level = flate2::Compression::default();
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+        encoder.write_all(tar).expect("compress");
+        encoder.finish().expect("compress")
+    };
+    let one_frame = |tar: &[u8]| zstd::encode_all(tar, 3).expect("compress");
+    let many_frames = |tar: &[u8]| tar.chunks(700_000).flat_map(one_frame).collect::<Vec<_>>();
+    type Encode<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let kinds: [(&str, &str, Encode); 4] = [
+        ("plain", "tar", &|tar| tar.to_vec()),
+        ("gzip", "tar+gzip", &gzip),
+        ("zstd", "tar+zstd", &one_frame),
+        ("frames", "tar+zstd", &many_frames),
+    ];
+    let mut layers = Vec::new();
+    let mut diff_ids = Vec::new();
+    for (name, suffix, encode) in kinds {
+        let tar = files(name);
+        diff_ids.push(peel_index::Digest::sha256(&tar).to_string());
+        let media_type = format!("application/vnd.oci.image.layer.v1.{suffix}");
+        layers.push(layout.blob(&media_type, &encode(&tar)));
+    }
+    layout.manifest("all", layers, &diff_ids, json!({}));
+    let reference = layout.reference("all");
+    peel.peel(["mount", &reference, "m"]).ok();
+    for (name, ..) in kinds {
+        assert!(fs::read(peel.path("m").join(name).join("noise")).expect("read") == body());
+        let zeros = fs::read(peel.path("m").join(name).join("zeros")).expect("read");
+        assert!(zeros.len() == 12 << 20 && zeros.iter().all(|b| *b == 0), "{name}");
+    }
+    peel.peel(["umount", "m"]).ok();
+    peel.peel(["rm", &reference]).ok();
+    assert_eq!(walk(&peel.root().join("layers")).count(), 0, "seekable copies go as well");
+}

@@ -61,7 +61,7 @@ pub async fn connect(paths: &Paths) -> Result<Option<Client>, Failure> {
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
     let channel = endpoint.connect_with_connector_lazy(connector);
-    Ok(Some(PeelClient::new(channel)))
+    Ok(Some(PeelClient::new(channel).max_decoding_message_size(ANSWER_MAX)))
 }
 
 fn is_nobody_there(error: &std::io::Error) -> bool {
@@ -117,6 +117,9 @@ pub fn path_bytes(path: &Path) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt as _;
     path.as_os_str().as_bytes().to_vec()
 }
+
+/// Largest answer that is taken: `inspect` holds whole manifests and configs. 64 MiB.
+const ANSWER_MAX: usize = 64 << 20;
 
 /// How often something that is awaited is looked at.
 const POLL: Duration = Duration::from_millis(20);

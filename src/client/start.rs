@@ -3,9 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::{
-        fs::DirBuilderExt as _, net::UnixStream as StdUnixStream, process::CommandExt as _,
-    },
+    os::unix::{fs::DirBuilderExt as _, net::UnixStream as StdUnixStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -88,8 +86,7 @@ fn spawn(paths: &Paths, options: &StartOptions, log: File) -> Result<Child, Fail
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
-        .stderr(log)
-        .process_group(0);
+        .stderr(log);
     command.spawn().map_err(failed)
 }
 

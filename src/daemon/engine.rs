@@ -187,8 +187,13 @@ impl Engine {
             if let Some((mount, _)) = mounts.iter().find(|(m, _)| m.image == image.name) {
                 let target = mount.target.display();
                 let message = format!("image {} is mounted on {target}", image.name);
-                return Err(Failure::new(Class::Conflict, message)
-                    .hint(format!("unmount it with: peel umount {target}")));
+                let remedy = match &mount.bundle_dir {
+                    Some(bundle) => {
+                        format!("take it away with: peel bundle rm {}", bundle.display())
+                    }
+                    None => format!("unmount it with: peel umount {target}"),
+                };
+                return Err(Failure::new(Class::Conflict, message).hint(remedy));
             }
             let snapshots = self.metadata.snapshots()?;
             if let Some(snapshot) = snapshots.iter().find(|s| s.image == image.name) {

@@ -1,7 +1,7 @@
 //! The keeper: small, so that it has no reason to die.
 //!
 //! Three threads: the main one starts, awaits and restarts the worker; one passes signals on; one
-//! answers on the keeper's socket, which works while no worker does. They share [`State`] under a
+//! answers on the keeper's socket, which works while no worker does. They share `State` under a
 //! mutex that is never held over a system call that waits.
 
 use std::{
@@ -121,9 +121,10 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
 
 /// Leaves the caller's session, and its mount namespace where mounts of pid 1's reach the caller.
 fn detach(paths: &Paths) {
-    // Only fails for a process group leader, which is in a session of its own already
-    let _ = rustix::process::setsid();
     close_inherited();
+    if let Err(e) = rustix::process::setsid() {
+        eprintln!("staying in the caller's session: {e}");
+    }
     let own = fs::read_link("/proc/self/ns/mnt").ok();
     let first = fs::read_link("/proc/1/ns/mnt").ok();
     if first.is_none() || own == first || !receives_mounts(paths.state()) {
@@ -146,11 +147,12 @@ fn receives_mounts(path: &Path) -> bool {
     })
 }
 
+/// What a command happened to have open would stay open for as long as the daemon runs.
 fn close_inherited() {
-    // SAFETY: marks descriptors close-on-exec; closes none, so no owner loses its descriptor.
+    // SAFETY: called before this process has opened any descriptor, so nobody owns one from 3 on.
     #[expect(unsafe_code, reason = "close_range has no safe wrapper")]
     unsafe {
-        libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int)
+        libc::close_range(3, libc::c_uint::MAX, 0)
     };
 }
 
@@ -241,7 +243,7 @@ fn keep(
             state.worker = None;
             state.stopping
         });
-        match next(status, stopping) {
+        match next(status, stopping, restarts) {
             Next::End(code) => return Ok(code),
             Next::Restart => {}
         }
@@ -259,10 +261,16 @@ enum Next {
     Restart,
 }
 
-fn next(status: ExitStatus, stopping: bool) -> Next {
+fn next(status: ExitStatus, stopping: bool, restarts: u64) -> Next {
     match status.code() {
         Some(0) => Next::End(ExitCode::SUCCESS),
-        Some(code) if let Some(class) = fatal_class(code) => Next::End(class.into()),
+        // Later ones have mounts to serve, and what stands in their way may pass
+        Some(code)
+            if restarts == 0
+                && let Some(class) = fatal_class(code) =>
+        {
+            Next::End(class.into())
+        }
         _ if stopping => Next::End(ExitCode::SUCCESS),
         _ => Next::Restart,
     }
@@ -380,11 +388,15 @@ mod tests {
     #[test]
     fn what_follows_a_worker() {
         let exited = |code: i32| ExitStatus::from_raw(code << 8);
-        assert!(matches!(next(exited(0), false), Next::End(_)));
-        assert!(matches!(next(exited(1), false), Next::Restart));
-        assert!(matches!(next(exited(70), false), Next::End(_)));
-        assert!(matches!(next(ExitStatus::from_raw(9), false), Next::Restart));
-        assert!(matches!(next(ExitStatus::from_raw(9), true), Next::End(_)));
+        let ends =
+            |status, stopping, restarts| matches!(next(status, stopping, restarts), Next::End(_));
+        assert!(ends(exited(0), false, 3));
+        assert!(!ends(exited(1), false, 0));
+        assert!(ends(exited(70), false, 0), "the first cannot start");
+        assert!(!ends(exited(70), false, 1));
+        let killed = ExitStatus::from_raw(9);
+        assert!(!ends(killed, false, 0));
+        assert!(ends(killed, true, 0));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! numbers explain themselves, so a worker can answer what its predecessor was asked.
 //!
 //! The worker's exit code is all it tells the keeper: 0 means that it was asked to stop, codes from
-//! [`FATAL`] on that another start would end the same way, anything else that it died.
+//! `FATAL` on that another start would end the same way, anything else that it died.
 
 pub mod keeper;
 pub mod worker;

@@ -262,7 +262,10 @@ impl Engine {
             if seen {
                 let flags = if force { UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
                 match unmount(&record.target, flags) {
-                    Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                    Ok(()) => {}
+                    Err(_) if force => {
+                        tracing::warn!(%target, "still mounted in another mount namespace");
+                    }
                     Err(e) => {
                         let message = format!("cannot unmount {target}: {e}");
                         return Err(Failure::new(Class::Conflict, message).hint(

@@ -61,7 +61,7 @@ impl Peel for Service {
                 keeper_pid: pid(rustix::process::getppid()),
                 worker_pid: std::process::id(),
                 restarts,
-                mounts: engine.live_mounts()?.len() as u64,
+                mounts: engine.live_mounts()?.iter().filter(|(_, live)| *live).count() as u64,
                 images: engine.metadata.images()?.len() as u64,
                 snapshots: engine.metadata.snapshots()?.len() as u64,
                 root: engine.paths.root().as_os_str().as_bytes().to_vec(),
