@@ -18,6 +18,8 @@ mod generated {
 pub use generated::*;
 
 const HINT: &str = "peel-hint-bin";
+/// Marks the daemon's own word; a status without it comes from the transport.
+const SAID: &str = "peel-said";
 
 fn code(class: Class) -> Code {
     match class {
@@ -35,6 +37,7 @@ fn code(class: Class) -> Code {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut status = Status::new(code(failure.class), failure.message);
+        status.metadata_mut().insert(SAID, MetadataValue::from_static("1"));
         if let Some(hint) = failure.hint {
             status.metadata_mut().insert_bin(HINT, MetadataValue::from_bytes(hint.as_bytes()));
         }
@@ -42,8 +45,19 @@ impl From<Failure> for Status {
     }
 }
 
+/// Whether the connection broke, as it does when a worker dies: nothing is known of what was asked.
+pub fn is_lost(status: &Status) -> bool {
+    let broken = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
+    broken.contains(&status.code()) && !status.metadata().contains_key(SAID)
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if is_lost(&status) {
+            let message = format!("lost the daemon's worker: {}", status.message());
+            return Self::new(Class::Unavailable, message)
+                .hint("another is started by itself: run the command again; peel logs says more");
+        }
         let class = Class::ALL.into_iter().find(|class| code(*class) == status.code());
         let hint = status.metadata().get_bin(HINT).and_then(|hint| hint.to_bytes().ok());
         Self {
@@ -65,6 +79,15 @@ mod tests {
             assert_eq!(Failure::from(Status::from(failure.clone())), failure);
             let bare = Failure::new(class, "x");
             assert_eq!(Failure::from(Status::from(bare.clone())), bare);
+            assert!(!is_lost(&Status::from(bare)));
         }
+    }
+
+    #[test]
+    fn a_broken_connection_is_no_word_of_the_daemon() {
+        let broken = Status::unknown("transport error");
+        assert!(is_lost(&broken));
+        assert_eq!(Failure::from(broken).class, Class::Unavailable);
+        assert!(!is_lost(&Status::unimplemented("no such call")));
     }
 }

@@ -16,6 +16,8 @@ use std::{
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Device number of the file system, `major:minor`.
+    pub device: String,
     /// What of the file system is mounted.
     pub root: PathBuf,
     /// Where.
@@ -30,6 +32,18 @@ pub struct MountEntry {
     pub super_options: Vec<u8>,
 }
 
+impl MountEntry {
+    /// The values of an option of the super block, unescaped.
+    pub fn super_option(&self, name: &str) -> impl Iterator<Item = OsString> {
+        let options = self.super_options.split(|b| *b == b',');
+        // A comma within a value is escaped
+        options.filter_map(move |option| {
+            let value = option.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            Some(unescape(value))
+        })
+    }
+}
+
 /// Parses mountinfo; lines of another shape are left out.
 pub fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|b| *b == b'\n').filter_map(parse_line).collect()
@@ -37,7 +51,8 @@ pub fn parse(text: &[u8]) -> Vec<MountEntry> {
 
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|b| *b == b' ');
-    let root = unescape(fields.nth(3)?);
+    let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+    let root = unescape(fields.next()?);
     let target = unescape(fields.next()?);
     fields.next()?;
     let mut propagation = Vec::new();
@@ -51,6 +66,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let source = unescape(fields.next()?);
     let super_options = fields.next().unwrap_or_default().to_vec();
     Some(MountEntry {
+        device,
         root: root.into(),
         target: target.into(),
         fs_type,
@@ -150,7 +166,7 @@ mod tests {
             b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw\n\
             40 27 0:31 / /run/peel/lower ro - fuse.peel peel ro,user_id=0\n\
             broken line\n\n\
-            41 27 0:32 / /a\\134b rw - overlay overlay rw,upperdir=/x\n";
+            41 27 0:32 / /a\\134b rw - overlay overlay rw,upperdir=/x\\040\\054y,workdir=/x\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[0].root, Path::new("/mnt1"));
@@ -159,7 +175,9 @@ mod tests {
         assert_eq!(mounts[1].fs_type, "fuse.peel");
         assert_eq!(mounts[1].source, "peel");
         assert_eq!(mounts[2].target, Path::new("/a\\b"));
-        assert_eq!(mounts[2].super_options, b"rw,upperdir=/x");
+        assert_eq!(mounts[2].device, "0:32");
+        assert_eq!(mounts[2].super_option("upperdir").collect::<Vec<_>>(), ["/x ,y"]);
+        assert_eq!(mounts[2].super_option("rw").count(), 0);
     }
 
     #[test]

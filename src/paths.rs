@@ -29,7 +29,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// Absolute paths from what the user named; `None` takes the defaults.
+    /// Absolute paths from what the user named; `None` takes the defaults. However a directory is
+    /// spelled, it is the same one.
     ///
     /// # Errors
     /// Where the current directory is gone, or a socket path would not fit its address.
@@ -39,11 +40,14 @@ impl Paths {
         socket: Option<PathBuf>,
     ) -> io::Result<Self> {
         let privileged = rustix::process::geteuid().is_root();
-        let default_root = default_root(privileged);
-        let root = std::path::absolute(root.unwrap_or_else(|| default_root.clone()))?;
+        let default_root = resolved(&default_root(privileged))?;
+        let root = match root {
+            Some(root) => resolved(&root)?,
+            None => default_root.clone(),
+        };
         let default_state = default_state(privileged);
         let state = match state {
-            Some(state) => std::path::absolute(state)?,
+            Some(state) => resolved(&state)?,
             None if root == default_root => default_state,
             None => {
                 let hash = Digest::sha256(root.as_os_str().as_bytes()).hex();
@@ -117,6 +121,24 @@ impl Paths {
     }
 }
 
+/// The path without symlinks and trailing slashes, as far as it is there.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a directory's name is empty"));
+    }
+    let absolute = std::path::absolute(path)?;
+    let mut ancestors = absolute.ancestors();
+    let there = ancestors.find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
+    Ok(match there {
+        // Components, so that a slash at the end goes
+        Some((dir, canonical)) => {
+            let rest = absolute.strip_prefix(dir).unwrap_or(Path::new(""));
+            canonical.components().chain(rest.components()).collect()
+        }
+        None => absolute.components().collect(),
+    })
+}
+
 fn default_root(privileged: bool) -> PathBuf {
     if privileged {
         return "/var/lib/peel".into();
@@ -147,6 +169,22 @@ mod tests {
         assert_ne!(of("/tmp/a").state(), of("/tmp/b").state());
         assert_eq!(of("/tmp/a"), of("/tmp/a"));
         assert_ne!(of("/tmp/a").state(), Paths::new(None, None, None).expect("paths").state());
+    }
+
+    #[test]
+    fn one_directory_has_one_state_however_it_is_spelled() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let real = dir.path().canonicalize().expect("canonical");
+        std::os::unix::fs::symlink(&real, real.join("link")).expect("symlink");
+        let of = |root: PathBuf| Paths::new(Some(root), None, None).expect("paths");
+        let expected = of(real.join("root"));
+        assert_eq!(expected.root(), real.join("root"));
+        for spelled in ["root/", "./root", "link/root", "link/link/root//"] {
+            assert_eq!(of(real.join(spelled)), expected, "{spelled}");
+        }
+        std::fs::create_dir(real.join("root")).expect("directory");
+        assert_eq!(of(real.join("link/root/")), expected, "once it is there");
+        assert!(Paths::new(Some(PathBuf::new()), None, None).is_err());
     }
 
     #[test]

@@ -32,9 +32,19 @@ pub fn open_log(path: &Path) -> io::Result<File> {
 pub fn init(log: File, filter: &str, stderr: bool) -> Result<(), Box<dyn std::error::Error>> {
     // fuser reports replies that the kernel no longer wants as errors of its own
     let filter = EnvFilter::try_new(format!("fuser=off,{filter}"))?;
-    let file = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Mutex::new(log));
-    let stderr = stderr
-        .then(|| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr).boxed());
+    // A line that cannot be written, as on a full disk, would be told to a standard error that is
+    // the same file, and a failure there is a panic
+    let file = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .with_writer(Mutex::new(log));
+    let stderr = stderr.then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .log_internal_errors(false)
+            .with_writer(io::stderr)
+            .boxed()
+    });
     tracing_subscriber::registry().with(filter).with(file).with(stderr).try_init()?;
     Ok(())
 }

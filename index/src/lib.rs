@@ -13,6 +13,7 @@ pub mod layer;
 pub mod merge;
 pub mod nodeid;
 mod path;
+mod stage;
 pub mod tar;
 #[cfg(test)]
 mod testing;
@@ -21,12 +22,12 @@ pub mod tree;
 pub use attr::{Attr, Bytes, Entry, FileKind, MAX_FILE_SIZE, Piece};
 pub use build::{BUILDER_VERSION, BuildError, BuiltLayer, EntryProblem, LayerBuilder};
 pub use codec::{
-    CodecError, Compression, Decoded, SPAN_MAX, SPAN_TARGET, Span, SpanCoding, SpanSource,
-    StreamDecoder, decode_span,
+    CodecError, Compression, Decoded, SPAN_MAX, SPAN_TARGET, Span, SpanCoding, SpanDecoder,
+    SpanSource, StreamDecoder, decode_span,
 };
 pub use digest::{Algorithm, Digest, DigestError, Hasher, chain_id};
 pub use format::{FORMAT_VERSION, FileType, FormatError, HEADER_LEN, Header, Xattrs, peek_header};
-pub use layer::{Layer, Pieces};
+pub use layer::{Layer, Pieces, TarStream};
 pub use merge::{BuiltTree, MERGER_VERSION, MergeError, merge};
 pub use nodeid::{NodeId, Slot};
 pub use tar::{EntryKind, Extent, TarEntry, TarError, TarParser};

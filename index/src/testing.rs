@@ -269,7 +269,7 @@ pub(crate) struct Parts {
 impl Parts {
     pub(crate) fn of(file: &[u8]) -> Self {
         let kind = peek_header(file).expect("a header").kind;
-        let container = Container::open(Arc::new(file.to_vec()), kind).expect("a valid file");
+        let container = Container::open(Arc::new(file.to_vec()), kind, Ok).expect("a valid file");
         let mut sections = Section::ALL.to_vec();
         sections.retain(|section| match kind {
             FileType::Layer => *section != Section::Layers,

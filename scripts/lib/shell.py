@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 
 # Programs started here see a fixed locale and search path: package scripts
 # and tar's file names must not depend on who calls.
@@ -35,6 +36,17 @@ def run(*command, env=None, cwd=None, stdin=None, quiet=True):
         shown = " ".join(shlex.quote(os.fsdecode(word)) for word in words)
         raise Failure(f"exit code {done.returncode}: {shown[:2000]}\n{output}".rstrip())
     return done.stdout
+
+
+def patiently(call):
+    """Repeats an unmount that fails: a child that another thread has forked and that has not got to
+    its own program yet may hold a file of the mount open."""
+    for _ in range(20):
+        try:
+            return call()
+        except Failure:
+            time.sleep(0.1)
+    return call()
 
 
 def note(message):

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     args::{BundleArgs, Net, ProcessArgs, RunArgs},
     images,
     mount::{MadeDir, Mounted, find, namespace, refuse_mount_point, unmount},
-    output,
+    output::{self, note},
 };
 use crate::{
     api::{self, MountKind},
@@ -50,15 +50,21 @@ pub(super) async fn create(context: &Context, args: BundleArgs) -> Result<(), Fa
     };
     refuse_mount_point(&bundle)?;
     let mut client = context.connect().await?;
+    ensure(&mut client, &request).await?;
     let snapshot = make(&mut client, request, &bundle).await?;
     let bundle = bundle.display();
-    eprintln!("made bundle {bundle}, snapshot {snapshot}; start it with: runc run -b {bundle} ID");
+    note(format_args!(
+        "made bundle {bundle}, snapshot {snapshot}; start it with: runc run -b {bundle} ID"
+    ));
     Ok(())
 }
 
-/// Makes a bundle; a failure leaves nothing of it.
+async fn ensure(client: &mut Client, request: &Request) -> Result<(), Failure> {
+    images::ensure(client, &request.reference, request.process.platform.clone()).await
+}
+
+/// Makes a bundle of an image that is here; a failure leaves nothing of it.
 async fn make(client: &mut Client, request: Request, bundle: &Path) -> Result<String, Failure> {
-    images::ensure(client, &request.reference, request.process.platform.clone()).await?;
     let dir = MadeDir::at(bundle)?;
     refuse_filled(dir.path())?;
     let rootfs = MadeDir::at(&dir.path().join("rootfs"))?;
@@ -133,8 +139,7 @@ async fn finish(
         .json;
     fs::write(config, json)
         .map_err(|e| Failure::io(&e, format!("cannot write {}: {e}", config.display())))?;
-    client.confirm_mount(api::ConfirmMountRequest { id: mounted.id }).await?;
-    Ok(())
+    mounted.confirm(client).await
 }
 
 pub(super) async fn remove(
@@ -146,7 +151,7 @@ pub(super) async fn remove(
     output::for_all(bundles, async |bundle| {
         let snapshot = take_away(&mut client, &bundle, keep).await?;
         let what = if keep { "kept" } else { "removed" };
-        eprintln!("removed bundle {}, snapshot {snapshot} {what}", bundle.display());
+        note(format_args!("removed bundle {}, snapshot {snapshot} {what}", bundle.display()));
         Ok(())
     })
     .await
@@ -191,6 +196,13 @@ pub(super) async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, Fa
         return Err(Failure::new(Class::Usage, message));
     }
     let bundle = runs.join(&name);
+    if bundle.join("rootfs").exists() {
+        let message =
+            format!("a container named {name} runs, or was left when its peel was killed");
+        let remedy = format!("once it has ended: peel bundle rm {}", bundle.display());
+        return Err(Failure::new(Class::Conflict, message)
+            .hint(format!("give this one another --name; {remedy}")));
+    }
     let request = Request {
         reference: images::canonical(&args.reference)?,
         process: ProcessArgs { name: Some(name.clone()), ..args.process },
@@ -198,13 +210,18 @@ pub(super) async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, Fa
         terminal: args.tty,
         kind: MountKind::Run,
     };
+    ensure(&mut client, &request).await?;
+    // From here on there is something to clean up
+    let mut signals = Signals::new()?;
     make(&mut client, request, &bundle).await?;
-    let status = wait(spawn(&bundle, &name, args.interactive || args.tty)).await;
+    let status = wait(spawn(&bundle, &name, args.interactive || args.tty), &mut signals).await;
     let taken = take_away(&mut client, &bundle, !args.rm).await;
     let code = exit_code(status?);
     let snapshot = taken?;
     if !args.rm {
-        eprintln!("snapshot {snapshot} kept; remove it with: peel snapshots rm {snapshot}");
+        note(format_args!(
+            "snapshot {snapshot} kept; remove it with: peel snapshots rm {snapshot}"
+        ));
     }
     Ok(code)
 }
@@ -236,20 +253,36 @@ fn spawn(bundle: &Path, name: &str, input: bool) -> io::Result<Child> {
     command.spawn()
 }
 
+/// Signals meant to end a container, caught from when they are made.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let caught =
+            |kind| signal(kind).map_err(|e| Failure::io(&e, format!("cannot handle signals: {e}")));
+        Ok(Self {
+            interrupt: caught(SignalKind::interrupt())?,
+            terminate: caught(SignalKind::terminate())?,
+            hangup: caught(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits for runc; signals meant to end it are passed on, and peel stays to clean up.
-async fn wait(child: io::Result<Child>) -> Result<ExitStatus, Failure> {
+async fn wait(child: io::Result<Child>, signals: &mut Signals) -> Result<ExitStatus, Failure> {
     let failed = |e: io::Error| Failure::io(&e, format!("cannot run runc: {e}"));
     let mut child = child.map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     loop {
         tokio::select! {
             status = child.wait() => return status.map_err(failed),
             // A terminal sends it to runc as well
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => pass_on(&child, rustix::process::Signal::TERM),
-            _ = hangup.recv() => pass_on(&child, rustix::process::Signal::HUP),
+            _ = signals.interrupt.recv() => {}
+            _ = signals.terminate.recv() => pass_on(&child, rustix::process::Signal::TERM),
+            _ = signals.hangup.recv() => pass_on(&child, rustix::process::Signal::HUP),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{
     Context,
     args::PullArgs,
-    output::{self, age, incomplete, print},
+    output::{self, age, incomplete, note, print},
     progress::{Progress, short},
 };
 use crate::{
@@ -130,7 +130,7 @@ pub(super) async fn remove(context: &Context, references: Vec<String>) -> Result
     output::for_all(references, async |reference| {
         let request = api::RemoveImageRequest { reference: name_or_digest(&reference)? };
         let removed = client.remove_image(request).await?.into_inner();
-        eprintln!("removed {}: {} freed", removed.name, HumanBytes(removed.freed));
+        note(format_args!("removed {}: {} freed", removed.name, HumanBytes(removed.freed)));
         Ok(())
     })
     .await

@@ -111,10 +111,7 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
         },
         Command::Status(json) => service::status(context, json.json).await,
         Command::Logs { follow, lines } => service::logs(context, follow, lines).await,
-        Command::Version(json) => {
-            service::version(json.json);
-            Ok(())
-        }
+        Command::Version(json) => service::version(json.json),
         Command::Daemon(_) | Command::Run(_) => {
             Err(Failure::new(Class::Other, "not a command of the client"))
         }

@@ -12,11 +12,11 @@ use super::{
     Context,
     args::{MountArgs, SnapshotsCommand, UmountArgs},
     images,
-    output::{self, age, or_dash},
+    output::{self, age, note, or_dash},
 };
 use crate::{
     api::{self, MountKind},
-    client::{Client, bytes_path, mounts, path_bytes},
+    client::{self, Client, bytes_path, mounts, path_bytes},
     failure::{Class, Failure},
     mountinfo,
 };
@@ -40,13 +40,17 @@ pub(super) async fn mount(context: &Context, args: MountArgs) -> Result<(), Fail
         bundle_dir: Vec::new(),
     };
     let mounted = Mounted::make(&mut client, request, target.path()).await?;
-    client.confirm_mount(api::ConfirmMountRequest { id: mounted.id }).await?;
+    if let Err(failure) = mounted.confirm(&mut client).await {
+        // The first failure is the one to tell
+        let _ = mounted.undo(&mut client, target.path()).await;
+        return Err(failure);
+    }
     let writes = match (mounted.snapshot.as_str(), mounted.resumed) {
         ("", _) => "read-only".to_owned(),
         (name, false) => format!("writable, snapshot {name}"),
         (name, true) => format!("writable, snapshot {name} resumed"),
     };
-    eprintln!("mounted {reference} on {} ({writes})", target.keep().display());
+    note(format_args!("mounted {reference} on {} ({writes})", target.keep().display()));
     Ok(())
 }
 
@@ -137,16 +141,32 @@ impl Mounted {
         let prepared = client.prepare_mount(request).await?.into_inner();
         let mounted =
             Self { id: prepared.id, snapshot: prepared.snapshot, resumed: prepared.resumed };
-        if let Err(error) = mounts::perform(&prepared.mounts, target) {
-            mounted.release(client, !mounted.resumed).await?;
+        let performed = mounts::perform(&prepared.mounts, target).or_else(|error| {
+            // Another command made the directory, lost it to this one and took it away again
+            match error.kind() {
+                io::ErrorKind::NotFound if fs::create_dir(target).is_ok() => {
+                    mounts::perform(&prepared.mounts, target)
+                }
+                _ => Err(error),
+            }
+        });
+        if let Err(error) = performed {
+            // The first failure is the one to tell
+            let _ = mounted.release(client, !mounted.resumed).await;
             return Err(explain(&error));
         }
         Ok(mounted)
     }
 
+    /// Tells the daemon that the mount is there.
+    pub(super) async fn confirm(&self, client: &mut Client) -> Result<(), Failure> {
+        let request = api::ConfirmMountRequest { id: self.id };
+        client::again(async || client.confirm_mount(request).await).await.map(|_| ())
+    }
+
     async fn release(&self, client: &mut Client, remove_snapshot: bool) -> Result<(), Failure> {
-        client.release_mount(api::ReleaseMountRequest { id: self.id, remove_snapshot }).await?;
-        Ok(())
+        let request = api::ReleaseMountRequest { id: self.id, remove_snapshot };
+        client::again(async || client.release_mount(request).await).await.map(|_| ())
     }
 
     /// Takes a mount back after a later step failed.
@@ -183,7 +203,8 @@ fn recorded_path(path: &Path) -> PathBuf {
 
 /// The record of what is mounted on a path.
 pub(super) async fn find(client: &mut Client, path: &Path) -> Result<Option<api::Mount>, Failure> {
-    let all = client.list_mounts(api::ListMountsRequest {}).await?.into_inner().mounts;
+    let all = client::again(async || client.list_mounts(api::ListMountsRequest {}).await).await?;
+    let all = all.mounts;
     let wanted = [recorded_path(path), fs::canonicalize(path).unwrap_or_default()];
     Ok(all.into_iter().rfind(|m| wanted.iter().any(|path| bytes_path(&m.target) == path)))
 }
@@ -204,9 +225,9 @@ pub(super) async fn umount(context: &Context, args: UmountArgs) -> Result<(), Fa
         let snapshot = unmount(&mut client, &mount, args.rm, args.lazy).await?;
         let path = bytes_path(&mount.target).display();
         match (snapshot.as_str(), args.rm) {
-            ("", _) => eprintln!("unmounted {path}"),
-            (name, true) => eprintln!("unmounted {path}, snapshot {name} removed"),
-            (name, false) => eprintln!("unmounted {path}, snapshot {name} kept"),
+            ("", _) => note(format_args!("unmounted {path}")),
+            (name, true) => note(format_args!("unmounted {path}, snapshot {name} removed")),
+            (name, false) => note(format_args!("unmounted {path}, snapshot {name} kept")),
         }
         Ok(())
     })
@@ -223,7 +244,16 @@ pub(super) async fn unmount(
     let target = bytes_path(&mount.target);
     let mounted = mountinfo::on(target)
         .map_err(|e| Failure::io(&e, format!("cannot read /proc/self/mountinfo: {e}")))?;
-    if mounted.is_some() {
+    if let Some(mounted) = mounted {
+        if mounted.source != "peel" {
+            let message = format!(
+                "{} is covered by another mount: expected peel's on top, found one of type {}",
+                target.display(),
+                mounted.fs_type
+            );
+            return Err(Failure::new(Class::Conflict, message)
+                .hint(format!("unmount that first: umount {}", target.display())));
+        }
         mounts::unmount_target(target, lazy).map_err(|e| explain(&e))?;
     } else if mount.live {
         let message = format!("{} is mounted in another mount namespace", target.display());
@@ -234,7 +264,19 @@ pub(super) async fn unmount(
         let _ = fs::remove_dir(target);
     }
     let request = api::ReleaseMountRequest { id: mount.id, remove_snapshot };
-    Ok(client.release_mount(request).await?.into_inner().snapshot)
+    match client::again(async || client.release_mount(request).await).await {
+        Ok(released) => Ok(released.snapshot),
+        // Another command has listed the mounts meanwhile, and the record went with the mount
+        Err(failure) if failure.class == Class::NotFound => {
+            let name = mount.snapshot.clone();
+            if remove_snapshot && !name.is_empty() {
+                let request = api::RemoveSnapshotRequest { name: name.clone() };
+                client.remove_snapshot(request).await?;
+            }
+            Ok(name)
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 pub(super) async fn list(context: &Context, json: bool) -> Result<(), Failure> {
@@ -288,7 +330,7 @@ pub(super) async fn snapshots(context: &Context, command: SnapshotsCommand) -> R
         SnapshotsCommand::Rm { names } => {
             output::for_all(names, async |name| {
                 client.remove_snapshot(api::RemoveSnapshotRequest { name: name.clone() }).await?;
-                eprintln!("removed snapshot {name}");
+                note(format_args!("removed snapshot {name}"));
                 Ok(())
             })
             .await

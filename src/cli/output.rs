@@ -7,15 +7,21 @@ use std::{
 
 use crate::failure::{Class, Failure};
 
+/// Writes a line to standard error; a reader that has gone away is no reason to stop half-way.
+pub(super) fn note(text: impl std::fmt::Display) {
+    // There is nobody left to tell
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Prints an error and its hint to standard error.
 pub(super) fn failure(failure: &Failure) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let label = |text: &str, code: &str| {
         if colour { format!("\x1b[1;{code}m{text}\x1b[0m") } else { text.to_owned() }
     };
-    eprintln!("{} {}", label("error:", "31"), failure.message);
+    note(format_args!("{} {}", label("error:", "31"), failure.message));
     if let Some(hint) = &failure.hint {
-        eprintln!("{} {hint}", label("hint:", "36"));
+        note(format_args!("{} {hint}", label("hint:", "36")));
     }
 }
 
@@ -24,11 +30,19 @@ pub(super) fn failure(failure: &Failure) {
 /// # Errors
 /// Any other failure to write.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::io(&e, format!("cannot write to standard output: {e}")))
-        }
-        _ => Ok(()),
+    print_more(text).map(|_| ())
+}
+
+/// The same; false where nobody reads any more.
+///
+/// # Errors
+/// Any other failure to write.
+pub(super) fn print_more(text: &str) -> Result<bool, Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::io(&e, format!("cannot write to standard output: {e}"))),
     }
 }
 

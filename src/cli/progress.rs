@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
+use super::output::note;
 use crate::api::{LayerProgress, Resolved, layer_progress::Stage};
 
 /// Draws on standard error; standard output is for data.
@@ -41,7 +42,7 @@ impl Progress {
         );
         match &mut self.mode {
             Mode::Quiet => {}
-            Mode::Plain { .. } => eprintln!("{line}"),
+            Mode::Plain { .. } => note(format_args!("{line}")),
             Mode::Bars { all, .. } => {
                 // A terminal that goes away takes its bars with it
                 let _ = all.println(line);
@@ -60,7 +61,7 @@ impl Progress {
                 if ended.get(&layer.index) != Some(&layer.stage())
                     && let Some(line) = ended_line(layer)
                 {
-                    eprintln!("{line}");
+                    note(format_args!("{line}"));
                     ended.insert(layer.index, layer.stage());
                 }
             }
@@ -93,7 +94,7 @@ impl Progress {
     pub(super) fn done(&self, name: &str, size: u64) {
         if !matches!(self.mode, Mode::Quiet) {
             let seconds = self.started.elapsed().as_secs_f64();
-            eprintln!("pulled {name}: {} in {seconds:.1} s", HumanBytes(size));
+            note(format_args!("pulled {name}: {} in {seconds:.1} s", HumanBytes(size)));
         }
     }
 }

@@ -10,28 +10,52 @@ use serde_json::json;
 
 use super::{
     Context,
-    output::{self, age, print},
+    output::{self, age, note, print, print_more},
 };
 use crate::{
     api,
     client::{self, bytes_path},
     failure::{Class, Failure},
+    paths::Paths,
 };
 
 /// A stop waits for unmounts and for the metadata to be written.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// A worker that is well unmounts hundreds of mounts in less.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// A worker that is well answers in milliseconds; one that is being restarted, in less than this.
+const STATUS_LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn stop(context: &Context, force: bool) -> Result<(), Failure> {
-    match client::connect(&context.paths).await? {
+    let paths = &context.paths;
+    match client::connect(paths).await? {
         Some(mut client) => {
-            client.stop(api::StopRequest { force }).await?;
-            client::wait_stopped(&context.paths, STOP_LIMIT).await
+            let keeper = client::keeper_status(paths).and_then(|status| status["pid"].as_i64());
+            let asked = client.stop(api::StopRequest { force });
+            match tokio::time::timeout(ANSWER_LIMIT, asked).await {
+                Ok(Ok(_)) => {}
+                // Another command may have stopped it, or its worker may just have died
+                Ok(Err(error)) if !api::is_lost(&error) => return Err(error.into()),
+                Ok(Err(_)) | Err(_) if !client::keeper_runs(paths) => {}
+                Ok(Err(_)) | Err(_) if force => end_keeper(paths)?,
+                Ok(Err(_)) | Err(_) => return Err(client::no_answer(paths)),
+            }
+            client::wait_stopped(paths, keeper, STOP_LIMIT).await
         }
         None => {
-            eprintln!("no daemon runs on {}", context.paths.socket().display());
+            note(format_args!("no daemon runs on {}", context.paths.socket().display()));
             Ok(())
         }
     }
+}
+
+/// Tells the keeper, where the worker cannot: it ends without unmounting what is mounted.
+fn end_keeper(paths: &Paths) -> Result<(), Failure> {
+    let pid = client::keeper_status(paths).and_then(|keeper| keeper["pid"].as_i64());
+    let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?));
+    let Some(pid) = pid else { return Err(client::no_answer(paths)) };
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+        .map_err(|e| Failure::new(Class::Other, format!("cannot end the keeper: {e}")))
 }
 
 pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure> {
@@ -46,14 +70,25 @@ pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure>
         )
         .hint("most commands start one; peel daemon runs it in the foreground"));
     };
-    let answer =
-        tokio::time::timeout(Duration::from_secs(10), client.status(api::StatusRequest {}));
-    let Ok(answer) = answer.await else {
-        let keeper = client::keeper_status(&context.paths).unwrap_or_default();
-        let message = format!("the worker does not answer; the keeper says: {keeper}");
-        return Err(Failure::new(Class::Unavailable, message).hint("see peel logs"));
+    let answer = tokio::time::timeout(STATUS_LIMIT, client.status(api::StatusRequest {}));
+    let status = match answer.await {
+        Ok(Ok(status)) => status.into_inner(),
+        Ok(Err(error)) if !api::is_lost(&error) => return Err(error.into()),
+        Ok(Err(_)) | Err(_) => {
+            if json {
+                let keeper = client::keeper_status(&context.paths).unwrap_or_default();
+                output::json(&json!({
+                    "running": false,
+                    "keeper": { "pid": keeper["pid"], "state": keeper["state"] },
+                    "worker": { "pid": keeper["worker"] },
+                    "restarts": keeper["restarts"],
+                    "socket": context.paths.socket().to_string_lossy(),
+                    "log": context.paths.log().to_string_lossy(),
+                }))?;
+            }
+            return Err(client::no_answer(&context.paths));
+        }
     };
-    let status = answer?.into_inner();
     let root = bytes_path(&status.root).to_string_lossy();
     let state = bytes_path(&status.state).to_string_lossy();
     if json {
@@ -101,7 +136,9 @@ pub(super) async fn logs(context: &Context, follow: bool, lines: usize) -> Resul
     let text = String::from_utf8_lossy(&text);
     let all: Vec<_> = text.lines().collect();
     for line in &all[all.len().saturating_sub(lines)..] {
-        print(&format!("{line}\n"))?;
+        if !print_more(&format!("{line}\n"))? {
+            return Ok(());
+        }
     }
     if !follow {
         return Ok(());
@@ -110,7 +147,9 @@ pub(super) async fn logs(context: &Context, follow: bool, lines: usize) -> Resul
         tokio::time::sleep(Duration::from_millis(200)).await;
         let mut more = Vec::new();
         file.read_to_end(&mut more).map_err(failed)?;
-        print(&String::from_utf8_lossy(&more))?;
+        if (!more.is_empty() && !print_more(&String::from_utf8_lossy(&more))?) || !is_read() {
+            return Ok(());
+        }
         // A log that was set aside goes on in a new file
         let grown = std::fs::metadata(&path).map(|m| m.len()).unwrap_or_default();
         if grown < file.stream_position().map_err(failed)? {
@@ -120,11 +159,19 @@ pub(super) async fn logs(context: &Context, follow: bool, lines: usize) -> Resul
     }
 }
 
-pub(super) fn version(json: bool) {
+/// Whether somebody may still read standard output: a quiet log would never find out.
+fn is_read() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = std::io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    let gone = PollFlags::ERR;
+    !poll(&mut polled, Some(&Timespec::default())).is_ok_and(|_| polled[0].revents().contains(gone))
+}
+
+pub(super) fn version(json: bool) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     if json {
-        println!("{:#}", json!({ "name": "peel", "version": version }));
-    } else {
-        println!("peel {version}");
+        return output::json(&json!({ "name": "peel", "version": version }));
     }
+    print(&format!("peel {version}\n"))
 }

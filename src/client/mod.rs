@@ -10,10 +10,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-pub use start::keeper_status;
+use start::START_LIMIT;
+pub use start::{keeper_runs, keeper_status};
 
 use crate::{
-    api::{StatusRequest, StatusResponse, peel_client::PeelClient},
+    api::{StatusRequest, StatusResponse, is_lost, peel_client::PeelClient},
     failure::{Class, Failure},
     paths::Paths,
 };
@@ -33,11 +34,36 @@ pub type Client = PeelClient<Channel>;
 /// # Errors
 /// Where it does not start, with what it said; or where the daemon on the socket owns another root.
 pub async fn connect_or_start(paths: &Paths, options: &StartOptions) -> Result<Client, Failure> {
-    let client = match connect(paths).await? {
-        Some(client) => client,
-        None => start::start(paths, options).await?,
-    };
-    check_root(client, paths).await
+    if let Some(mut client) = connect(paths).await? {
+        match ask_status(&mut client, paths).await? {
+            Some(status) => return check_root(client, &status, paths),
+            // It was about to end
+            None => tracing::debug!("the daemon has ended"),
+        }
+    }
+    let (client, status) = start::start(paths, options).await?;
+    check_root(client, &status, paths)
+}
+
+/// Asks again where the connection breaks, as it does when a worker dies.
+///
+/// The call must have the same effect however often it is made.
+///
+/// # Errors
+/// The daemon's own, at once; a broken connection after ten seconds.
+pub async fn again<T>(
+    mut call: impl AsyncFnMut() -> Result<tonic::Response<T>, tonic::Status>,
+) -> Result<T, Failure> {
+    let deadline = tokio::time::Instant::now() + RESTART_LIMIT;
+    loop {
+        match call().await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(broken) if is_lost(&broken) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(POLL).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Connects to a daemon that runs; `None` where none does.
@@ -72,26 +98,41 @@ fn is_nobody_there(error: &std::io::Error) -> bool {
 /// What a worker that died just now may take to be replaced.
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
 
-/// The daemon's status; asked again where the connection broke, as it does when a worker dies.
-async fn ask_status(client: &mut Client) -> Result<StatusResponse, Failure> {
-    let deadline = tokio::time::Instant::now() + RESTART_LIMIT;
+/// The daemon's status, awaited while a keeper runs; `None` where none does any more.
+async fn ask_status(client: &mut Client, paths: &Paths) -> Result<Option<StatusResponse>, Failure> {
+    let deadline = tokio::time::Instant::now() + START_LIMIT;
     loop {
-        match client.status(StatusRequest {}).await {
-            Ok(status) => return Ok(status.into_inner()),
-            // Not the daemon's own word: its failures of this class do not concern its status
-            Err(broken)
-                if broken.code() == tonic::Code::Unavailable
-                    && tokio::time::Instant::now() < deadline =>
-            {
+        match tokio::time::timeout_at(deadline, client.status(StatusRequest {})).await {
+            Ok(Ok(status)) => return Ok(Some(status.into_inner())),
+            Ok(Err(broken)) if is_lost(&broken) && tokio::time::Instant::now() < deadline => {
+                if !keeper_runs(paths) {
+                    return Ok(None);
+                }
                 tokio::time::sleep(POLL).await;
             }
-            Err(error) => return Err(error.into()),
+            Ok(Err(error)) if !is_lost(&error) => return Err(error.into()),
+            Ok(Err(_)) | Err(_) => return Err(no_answer(paths)),
         }
     }
 }
 
-async fn check_root(mut client: Client, paths: &Paths) -> Result<Client, Failure> {
-    let status = ask_status(&mut client).await?;
+/// What is known of a worker that does not answer.
+pub fn no_answer(paths: &Paths) -> Failure {
+    let keeper = keeper_status(paths);
+    let says = |key: &str| keeper.as_ref().map_or(serde_json::Value::Null, |k| k[key].clone());
+    let message = match &keeper {
+        Some(_) => format!(
+            "the daemon's worker does not answer: the keeper is {}, after {} restarts",
+            says("state").as_str().unwrap_or("of another version"),
+            says("restarts")
+        ),
+        None => "the daemon's worker does not answer, nor does its keeper".to_owned(),
+    };
+    Failure::new(Class::Unavailable, message)
+        .hint("see peel logs; to end the daemon: peel daemon stop --force")
+}
+
+fn check_root(client: Client, status: &StatusResponse, paths: &Paths) -> Result<Client, Failure> {
     let found = bytes_path(&status.root);
     if found != paths.root() {
         let message = format!(
@@ -124,13 +165,21 @@ const ANSWER_MAX: usize = 64 << 20;
 /// How often something that is awaited is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Waits until the keeper has let go of its lock.
+/// Waits until this keeper has let go of its lock, whoever holds it then.
 ///
 /// # Errors
 /// Where it has not after `limit`.
-pub async fn wait_stopped(paths: &Paths, limit: Duration) -> Result<(), Failure> {
+pub async fn wait_stopped(
+    paths: &Paths,
+    keeper: Option<i64>,
+    limit: Duration,
+) -> Result<(), Failure> {
     let deadline = tokio::time::Instant::now() + limit;
-    while start::keeper_runs(paths) {
+    let another_runs = || {
+        let now = keeper_status(paths).and_then(|status| status["pid"].as_i64());
+        keeper.is_some() && now.is_some() && now != keeper
+    };
+    while keeper_runs(paths) && !another_runs() {
         if tokio::time::Instant::now() > deadline {
             let message = format!("the daemon did not end within {} s", limit.as_secs());
             return Err(Failure::new(Class::Other, message).hint("peel logs may say why"));

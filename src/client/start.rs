@@ -9,20 +9,27 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::FlockOperation;
+use rustix::{
+    fs::FlockOperation,
+    process::{Pid, Signal, kill_process},
+};
 
 use super::{Client, POLL, StartOptions, ask_status, connect};
 use crate::{
+    api::StatusResponse,
     failure::{Class, Failure},
     paths::Paths,
     telemetry,
 };
 
 /// A start takes milliseconds; a root with thousands of indexes on a slow disk takes longer.
-const START_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether a keeper holds its lock.
-pub(super) fn keeper_runs(paths: &Paths) -> bool {
+/// Times that a daemon is started which then finds that another was just about to end.
+const ATTEMPTS: u32 = 3;
+
+/// Whether a keeper holds its lock. Looking takes the lock for a moment: keepers ask twice for it.
+pub fn keeper_runs(paths: &Paths) -> bool {
     let Ok(lock) = File::open(paths.keeper_lock()) else { return false };
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
 }
@@ -36,7 +43,10 @@ pub fn keeper_status(paths: &Paths) -> Option<serde_json::Value> {
     serde_json::from_str(&text).ok()
 }
 
-pub(super) async fn start(paths: &Paths, options: &StartOptions) -> Result<Client, Failure> {
+pub(super) async fn start(
+    paths: &Paths,
+    options: &StartOptions,
+) -> Result<(Client, StatusResponse), Failure> {
     make_state(paths.state())?;
     let log_path = paths.log();
     let failed = |e: &std::io::Error| {
@@ -44,18 +54,32 @@ pub(super) async fn start(paths: &Paths, options: &StartOptions) -> Result<Clien
     };
     let log = telemetry::open_log(&log_path).map_err(|e| failed(&e))?;
     let before = log.metadata().map_err(|e| failed(&e))?.len();
-    let mut child = spawn(paths, options, log)?;
+    let again = || log.try_clone().map_err(|e| failed(&e));
+    let mut child = spawn(paths, options, again()?)?;
+    let mut attempts = 1;
 
     let deadline = tokio::time::Instant::now() + START_LIMIT;
     loop {
-        if let Some(mut client) = connect(paths).await? {
-            ask_status(&mut client).await?;
-            return Ok(client);
+        if let Some(mut client) = connect(paths).await?
+            && let Some(status) = ask_status(&mut client, paths).await?
+        {
+            if status.keeper_pid != child.id() && matches!(child.try_wait(), Ok(None)) {
+                // It may wait for the lock still, and would outlive a stop that comes now
+                let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            }
+            return Ok((client, status));
         }
         let ended = child.try_wait().ok().flatten();
         // Another command may have started one at the same moment; then that one serves us
-        if ended.is_some() && !keeper_runs(paths) {
-            return Err(told_by(&log_path, before));
+        if let Some(status) = ended
+            && !keeper_runs(paths)
+        {
+            let conflict = status.code() == Some(Class::Conflict.exit_code().into());
+            if !conflict || attempts == ATTEMPTS {
+                return Err(told_by(&log_path, before));
+            }
+            attempts += 1;
+            child = spawn(paths, options, again()?)?;
         }
         if tokio::time::Instant::now() > deadline {
             let message = format!("the daemon did not answer within {} s", START_LIMIT.as_secs());

@@ -2,20 +2,26 @@
 //! on the blocking pool.
 //!
 //! Locking: `gate` is held shared by whatever makes content that no record names yet (pulls,
-//! mounts), and exclusively by GC, which only tries: it runs after the next removal otherwise.
-//! `mounting` makes one mount or snapshot change at a time. The order is gate, then mounting.
+//! mounts), and exclusively by GC, which only tries: whoever kept it away runs it at its own end.
+//! `merging` lets one tree be merged at a time, so that a chain gets one slot however many mounts
+//! ask for it. `mounting` makes one mount or snapshot change at a time. The order is gate, then
+//! merging or mounting.
 
 use std::{
+    collections::HashSet,
     fs,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use peel_index::{Digest, Tree};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockReadGuard};
 
-use super::slots::Slots;
+use super::{clients::Clients, slots::Slots};
 use crate::{
     content::ContentStore,
     failure::{Class, Failure, chain},
@@ -40,9 +46,14 @@ pub(super) struct Engine {
     pub(super) snapshots: Snapshots,
     pub(super) images: Images,
     pub(super) boot_id: String,
+    pub(super) clients: Clients,
     slots: Arc<Slots>,
     gate: Arc<RwLock<()>>,
+    merging: Mutex<()>,
     mounting: Mutex<()>,
+    /// GC was asked for and kept away.
+    garbage: AtomicBool,
+    stopping: AtomicBool,
 }
 
 /// Nanoseconds since the epoch.
@@ -91,7 +102,7 @@ impl Engine {
         layers: Arc<Layers>,
     ) -> Result<Arc<Self>, Failure> {
         let Opened { metadata, recovered } = Metadata::open(&paths.root().join("metadata"))?;
-        if let Some(recovered) = recovered {
+        if let Some(recovered) = &recovered {
             tracing::error!("the metadata was not as it was left: {recovered}");
         }
         let metadata = Arc::new(metadata);
@@ -105,6 +116,15 @@ impl Engine {
         let boot_id = mountinfo::boot_id()
             .map_err(|e| Failure::io(&e, format!("cannot read the boot id: {e}")))?;
         let snapshots = Snapshots::open(paths.root())?;
+        if recovered.is_some() {
+            // A record may be lost, but not what a user has written
+            let named: HashSet<u64> = metadata.snapshots()?.iter().map(|s| s.id).collect();
+            for id in snapshots.ids()?.into_iter().filter(|id| !named.contains(id)) {
+                metadata.raise_id(IdKind::Snapshot, id)?;
+                let aside = snapshots.set_aside(id)?;
+                tracing::error!(path = %aside.display(), "set a snapshot aside that has no record");
+            }
+        }
         if let Some(highest) = snapshots.ids()?.into_iter().max() {
             // An export from before it was made would give its number out again
             metadata.raise_id(IdKind::Snapshot, highest)?;
@@ -117,9 +137,13 @@ impl Engine {
             metadata,
             images,
             boot_id,
+            clients: Clients::default(),
             slots,
             gate: Arc::default(),
+            merging: Mutex::new(()),
             mounting: Mutex::new(()),
+            garbage: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
         };
         engine.live_mounts()?;
         engine.collect_garbage()?;
@@ -165,6 +189,8 @@ impl Engine {
 
     /// The merged tree of an image; merged now where it was not yet, or its file is damaged.
     pub(super) fn tree_of(&self, image: &ImageRecord) -> Result<Arc<Tree>, Failure> {
+        // A second tree of a chain would take the place of the first, which may be mounted
+        let _one_at_a_time = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
         match self.layers.tree_by_chain_id(image.chain_id) {
             Ok(Some(tree)) => return Ok(tree),
             Ok(None) => {}
@@ -204,19 +230,45 @@ impl Engine {
             }
             self.metadata.remove_image(&image.name)?;
         }
-        self.images.write_index()?;
+        let written = self.images.write_index();
+        // On a full disk it is the removal that makes room
         let freed = self.collect_garbage()?;
+        written.or_else(|_| self.images.write_index())?;
         tracing::info!(image = %image.name, freed, "image removed");
         Ok((image.name, freed))
     }
 
     /// Removes what nothing names, unless something is being made just now; returns bytes freed.
     pub(super) fn collect_garbage(&self) -> Result<u64, Failure> {
-        let Ok(_alone) = self.gate.try_write() else { return Ok(0) };
-        let _one_at_a_time = self.mounting();
-        let held = self.held_trees();
-        let freed = gc::sweep(&self.metadata, &self.content, &self.layers, &self.snapshots, &held)?;
+        self.garbage.store(true, Ordering::SeqCst);
+        self.collect_if_due()
+    }
+
+    /// Runs the GC that was kept away; for whoever has just let go of the gate.
+    pub(super) fn collect_if_due(&self) -> Result<u64, Failure> {
+        let mut freed = 0;
+        while self.garbage.load(Ordering::SeqCst) {
+            let Ok(_alone) = self.gate.try_write() else { break };
+            let _one_at_a_time = self.mounting();
+            self.garbage.store(false, Ordering::SeqCst);
+            let held = self.held_trees()?;
+            freed +=
+                gc::sweep(&self.metadata, &self.content, &self.layers, &self.snapshots, &held)?;
+        }
         Ok(freed)
+    }
+
+    /// Refuses new mounts: the daemon is about to end. Taken back where it does not.
+    pub(super) fn set_stopping(&self, stopping: bool) {
+        self.stopping.store(stopping, Ordering::SeqCst);
+    }
+
+    pub(super) fn refuse_while_stopping(&self) -> Result<(), Failure> {
+        if !self.stopping.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Failure::new(Class::Unavailable, "the daemon is being stopped")
+            .hint("run the command again: it starts another"))
     }
 
     /// Writes the plain export of the metadata where that has changed.

@@ -23,9 +23,9 @@ use std::{
 
 use peel_fuse::session::{self, Mounted, READAHEAD_KIB};
 use rustix::{
-    fs::FlockOperation,
+    fs::{FlockOperation, Mode},
     io::{FdFlags, fcntl_setfd},
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit},
 };
 use serde_json::json;
 use signal_hook::{
@@ -46,6 +46,9 @@ const HEALTHY: Duration = Duration::from_secs(10);
 /// Pause before the second quick restart; doubles up to [`BACK_OFF_MAX`]. The first has none.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+
+/// What a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a mount found on our mount point may take to show that somebody serves it.
 const STALE_LIMIT: Duration = Duration::from_secs(2);
@@ -89,9 +92,11 @@ pub fn run(options: &Options) -> Result<ExitCode, Failure> {
     if options.background {
         detach(paths);
     }
+    limits();
     make_dir(paths.state())?;
     make_dir(paths.root())?;
     let _lock = lock(&paths.keeper_lock())?;
+    let _owner = own(paths.root())?;
     let log = telemetry::open_log(&paths.log())
         .map_err(|e| Failure::io(&e, format!("cannot open the log: {e}")))?;
     telemetry::init(log, &options.log_level, !options.background)
@@ -156,6 +161,17 @@ fn close_inherited() {
     };
 }
 
+/// What a caller's shell has set must not decide what a daemon does.
+fn limits() {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Each layer in use holds a descriptor or two, and select(2), the reason for a low limit, is
+    // used nowhere
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        eprintln!("cannot raise the limit on open files: {e}");
+    }
+}
+
 fn make_dir(dir: &Path) -> Result<(), Failure> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| {
         Failure::io(&e, format!("cannot create the directory {}: {e}", dir.display()))
@@ -166,12 +182,35 @@ fn make_dir(dir: &Path) -> Result<(), Failure> {
 fn lock(path: &Path) -> Result<File, Failure> {
     let open = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path);
     let file = open.map_err(|e| Failure::io(&e, format!("cannot open {}: {e}", path.display())))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+    try_lock(file).ok_or_else(|| {
         let message = format!("a daemon runs already: {} is locked", path.display());
         Failure::new(Class::Conflict, message)
             .hint("end it with: peel daemon stop; or give this one another --state")
-    })?;
-    Ok(file)
+    })
+}
+
+/// Locks the root directory itself: another daemon on another state directory would sweep what this
+/// one is writing.
+fn own(root: &Path) -> Result<File, Failure> {
+    let dir = File::open(root)
+        .map_err(|e| Failure::io(&e, format!("cannot open {}: {e}", root.display())))?;
+    try_lock(dir).ok_or_else(|| {
+        let message = format!("another daemon owns the root directory {}", root.display());
+        Failure::new(Class::Conflict, message)
+            .hint("use that one's --state, or give this one another --root")
+    })
+}
+
+/// Tries for [`LOCK_PATIENCE`]: the holder may be about to end, or a command that only looks.
+fn try_lock(file: File) -> Option<File> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > deadline {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Some(file)
 }
 
 fn listen(path: &Path) -> Result<UnixListener, Failure> {
@@ -228,7 +267,19 @@ fn keep(
     loop {
         let restarts = shared.with(|state| state.restarts);
         let started = Instant::now();
-        let mut child = spawn(options, lower, listener, restarts).map_err(failed)?;
+        let mut child = match spawn(options, lower, listener, restarts) {
+            Ok(child) => child,
+            // Mounts depend on this process: a lack of memory or processes may pass
+            Err(error) if restarts > 0 => {
+                tracing::error!(%error, "cannot start a worker");
+                quick_deaths += 1;
+                if back_off_ended_by_stop(shared, back_off(quick_deaths).max(BACK_OFF)) {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                continue;
+            }
+            Err(error) => return Err(failed(error)),
+        };
         let stopping = shared.with(|state| {
             state.worker = pid_of(&child);
             state.backing_off = false;
@@ -405,7 +456,15 @@ mod tests {
         let path = dir.path().join("keeper.lock");
         let first = lock(&path).expect("free");
         assert_eq!(lock(&path).expect_err("taken").class, Class::Conflict);
+        let looked_at = thread::spawn({
+            let path = path.clone();
+            move || lock(&path)
+        });
+        thread::sleep(LOCK_PATIENCE / 10);
         drop(first);
-        lock(&path).expect("free again");
+        looked_at.join().expect("thread").expect("free again, in time");
+        let root = own(dir.path()).expect("free");
+        assert_eq!(own(dir.path()).expect_err("taken").class, Class::Conflict);
+        drop(root);
     }
 }

@@ -14,6 +14,7 @@
 pub mod keeper;
 pub mod worker;
 
+mod clients;
 mod convert;
 mod engine;
 mod mounts;

@@ -7,16 +7,17 @@
 //! ```
 //! A record whose mount is in no process's mountinfo is forgotten when mounts are listed or the
 //! worker starts: after a reboot, or where somebody unmounted by other means. A pending one is
-//! given [`PENDING_LIMIT`] first.
+//! given [`PENDING_LIMIT`] first, where its client is not known to have ended.
 
 use std::{
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt as _,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use peel_index::{Slot, Tree};
+use rustix::process::Pid;
 
 use super::engine::{Engine, now_ns};
 use crate::{
@@ -40,8 +41,23 @@ impl Engine {
     pub(super) fn prepare_mount(
         &self,
         request: &api::PrepareMountRequest,
+        client: Option<Pid>,
     ) -> Result<api::PrepareMountResponse, Failure> {
-        let _busy = self.busy();
+        let prepared = {
+            let _busy = self.busy();
+            self.prepare(request, client)
+        };
+        if let Err(failure) = self.collect_if_due() {
+            tracing::error!(error = %failure, "cannot remove what is not needed any more");
+        }
+        prepared
+    }
+
+    fn prepare(
+        &self,
+        request: &api::PrepareMountRequest,
+        client: Option<Pid>,
+    ) -> Result<api::PrepareMountResponse, Failure> {
         let target = PathBuf::from(OsStr::from_bytes(&request.target));
         if !target.is_absolute() {
             let message = format!("mount target is not absolute: {}", target.display());
@@ -50,7 +66,13 @@ impl Engine {
         let image = self.find_image(&request.reference)?;
         let tree = self.tree_of(&image)?;
         let _one_at_a_time = self.mounting();
+        self.refuse_while_stopping()?;
+        if self.metadata.image(&image.name)?.is_none_or(|now| now.chain_id != image.chain_id) {
+            let message = format!("image {} was removed or replaced just now", image.name);
+            return Err(Failure::new(Class::Conflict, message).hint("run the command again"));
+        }
         self.forget_gone(&target)?;
+        self.refuse_taken(&target, request.mount_ns)?;
         let snapshot = request
             .writable
             .then(|| self.snapshot_for(request, &target, &image, &tree))
@@ -77,6 +99,9 @@ impl Engine {
             created_target: request.created_target,
         };
         self.metadata.put_mount(&record)?;
+        if let Some(client) = client {
+            self.clients.add(record.id, client);
+        }
         let lower = self.paths.lower().join(tree.slot().to_string());
         let lower = lower.as_os_str().as_bytes().to_vec();
         let spec = match &upper {
@@ -103,14 +128,32 @@ impl Engine {
         })
     }
 
-    /// Drops records of mounts on a target where nothing is mounted any more.
+    /// Drops records of mounts on a target where nothing is mounted any more, nor about to be.
     fn forget_gone(&self, target: &Path) -> Result<(), Failure> {
         let live = Live::scan();
         for record in self.metadata.mounts_on(target)? {
-            if !live.sees(&record) {
-                self.metadata.remove_mount(record.id)?;
+            if !self.holds(&record, &live) {
+                self.forget(record.id)?;
             }
         }
+        Ok(())
+    }
+
+    /// Two commands may have found the same directory free at the same moment.
+    fn refuse_taken(&self, target: &Path, mount_ns: u64) -> Result<(), Failure> {
+        let held = self.metadata.mounts_on(target)?;
+        let Some(held) = held.iter().find(|record| record.mount_ns == mount_ns) else {
+            return Ok(());
+        };
+        let (target, image) = (target.display(), &held.image);
+        let message = format!("{target} is taken: image {image} is, or is being, mounted there");
+        Err(Failure::new(Class::Conflict, message)
+            .hint(format!("unmount it with: peel umount {target}")))
+    }
+
+    fn forget(&self, id: u64) -> Result<(), Failure> {
+        self.metadata.remove_mount(id)?;
+        self.clients.remove(id);
         Ok(())
     }
 
@@ -179,6 +222,7 @@ impl Engine {
         let mut record = self.mount(id)?;
         record.state = MountState::Mounted;
         self.metadata.put_mount(&record)?;
+        self.clients.remove(id);
         Ok(())
     }
 
@@ -189,8 +233,19 @@ impl Engine {
 
     /// The client has unmounted, or never mounted; returns the snapshot's name.
     pub(super) fn release_mount(&self, id: u64, remove_snapshot: bool) -> Result<String, Failure> {
+        let _one_at_a_time = self.mounting();
         let record = self.mount(id)?;
-        self.metadata.remove_mount(id)?;
+        if let (true, Some(bundle), Some(id)) =
+            (remove_snapshot, &record.bundle_dir, record.snapshot)
+            && Live::scan().uses_upper(&self.snapshots.upper(id))
+        {
+            // The record stays: it is by that that the bundle is found again
+            let bundle = bundle.display();
+            let message = format!("bundle {bundle} is still in use: its container runs");
+            return Err(Failure::new(Class::Conflict, message)
+                .hint(format!("once that has ended: peel bundle rm {bundle}")));
+        }
+        self.forget(id)?;
         tracing::info!(image = %record.image, target = %record.target.display(), "mount released");
         let Some(snapshot) = record.snapshot else { return Ok(String::new()) };
         let Some(snapshot) = self.metadata.snapshot(snapshot)? else { return Ok(String::new()) };
@@ -240,7 +295,7 @@ impl Engine {
                 mounts.push((record, seen));
             } else {
                 tracing::info!(target = %record.target.display(), "mount is gone; forgotten");
-                self.metadata.remove_mount(record.id)?;
+                self.forget(record.id)?;
             }
         }
         Ok(mounts)
@@ -251,12 +306,16 @@ impl Engine {
         let age = now_ns().saturating_sub(record.created_at_ns);
         let young = u128::from(age.unsigned_abs()) < PENDING_LIMIT.as_nanos();
         live.sees(record)
-            || (record.boot_id == self.boot_id && record.state == MountState::Pending && young)
+            || (record.boot_id == self.boot_id
+                && record.state == MountState::Pending
+                && young
+                && !self.clients.has_ended(record.id))
     }
 
     /// Unmounts everything, so that the daemon can end: what is in use only where `force`.
     pub(super) fn unmount_all(&self, force: bool) -> Result<(), Failure> {
         use rustix::mount::{UnmountFlags, unmount};
+        let _one_at_a_time = self.mounting();
         for (record, seen) in self.live_mounts()? {
             let target = record.target.display();
             if seen {
@@ -275,7 +334,7 @@ impl Engine {
                 }
             }
             if record.bundle_dir.is_none() {
-                self.metadata.remove_mount(record.id)?;
+                self.forget(record.id)?;
                 if record.created_target {
                     // Made for the mount; what somebody has put there since stays
                     let _ = std::fs::remove_dir(&record.target);
@@ -342,28 +401,42 @@ impl Live {
     }
 
     fn uses_upper(&self, upper: &Path) -> bool {
-        let option = [b"upperdir=", upper.as_os_str().as_bytes()].concat();
-        self.0.iter().any(|(_, m)| m.super_options.split(|b| *b == b',').any(|o| o == option))
+        // As it was mounted: the client doubles backslashes
+        let doubled = upper.as_os_str().as_bytes().split(|b| *b == b'\\');
+        let doubled = OsString::from_vec(doubled.collect::<Vec<_>>().join(&b"\\\\"[..]));
+        self.0.iter().any(|(_, m)| {
+            m.super_option("upperdir").any(|found| found == upper || found == doubled)
+        })
     }
 }
 
 impl Engine {
-    /// Slots of trees and ids of snapshots that mounts hold, recorded or not.
-    pub(super) fn held_trees(&self) -> Vec<Slot> {
-        let lower = self.paths.lower();
+    /// Slots of trees that mounts show, recorded or not, or are about to.
+    pub(super) fn held_trees(&self) -> Result<Vec<Slot>, Failure> {
         let live = Live::scan();
-        let own_slots = live.0.iter().filter_map(|(_, m)| {
-            let bound = m.fs_type.starts_with("fuse") && m.source == "peel";
-            let bound = bound.then(|| m.root.strip_prefix("/").ok()).flatten();
-            let overlaid = m.super_options.split(|b| *b == b',').find_map(|option| {
-                let value =
-                    option.strip_prefix(b"lowerdir+=").or(option.strip_prefix(b"lowerdir="));
-                Path::new(OsStr::from_bytes(value?)).strip_prefix(&lower).ok()
-            });
-            let number = bound.or(overlaid)?.iter().next()?.to_str()?.parse().ok()?;
-            Slot::new(number)
+        let mut held = live.trees(&self.paths.lower());
+        let records = self.metadata.mounts()?.into_iter();
+        let records = records.filter(|record| self.holds(record, &live));
+        held.extend(records.filter_map(|record| Slot::new(record.tree_slot)));
+        Ok(held)
+    }
+}
+
+impl Live {
+    /// Slots of the trees below `lower` that are mounted somewhere; those of another daemon have
+    /// another file system.
+    fn trees(&self, lower: &Path) -> Vec<Slot> {
+        let own = self.0.iter().rfind(|(_, m)| m.target == lower).map(|(_, m)| &m.device);
+        let slots = self.0.iter().filter_map(|(_, m)| {
+            let bound = (Some(&m.device) == own).then(|| m.root.strip_prefix("/").ok()).flatten();
+            let overlaid = ["lowerdir+", "lowerdir"].into_iter();
+            let mut overlaid = overlaid
+                .flat_map(|name| m.super_option(name))
+                .filter_map(|dir| Some(Path::new(&dir).strip_prefix(lower).ok()?.to_owned()));
+            let slot = bound.map(Path::to_owned).or_else(|| overlaid.next())?;
+            Slot::new(slot.iter().next()?.to_str()?.parse().ok()?)
         });
-        own_slots.collect()
+        slots.collect()
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::{os::unix::ffi::OsStrExt as _, sync::Arc};
 
+use rustix::process::Pid;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{convert, engine::Engine};
 use crate::{
@@ -47,7 +48,7 @@ impl Service {
     }
 }
 
-fn pid(pid: Option<rustix::process::Pid>) -> u32 {
+fn pid(pid: Option<Pid>) -> u32 {
     pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
 }
 
@@ -76,7 +77,8 @@ impl Peel for Service {
         let force = request.into_inner().force;
         let answer = self
             .blocking(move |engine| {
-                engine.unmount_all(force)?;
+                engine.set_stopping(true);
+                engine.unmount_all(force).inspect_err(|_| engine.set_stopping(false))?;
                 Ok(api::StopResponse { keeper_pid: pid(rustix::process::getppid()) })
             })
             .await?;
@@ -120,6 +122,15 @@ impl Peel for Service {
                     pull.await
                 }
             };
+            let failed = result.is_err();
+            let sweep = move || match failed {
+                true => engine.collect_garbage(),
+                false => engine.collect_if_due(),
+            };
+            // Before the answer: who is told of a failure finds nothing left of it
+            if let Ok(Err(failure)) = tokio::task::spawn_blocking(sweep).await {
+                tracing::error!(error = %failure, "cannot clean up after a pull");
+            }
             match result {
                 Ok(image) => {
                     tracing::info!(image = %image.name, digest = %image.target.digest, "pulled");
@@ -129,10 +140,6 @@ impl Peel for Service {
                     let reference = &request.reference;
                     tracing::error!(%reference, error = %failure, "pull failed");
                     let _ = events.send(Err(failure.into()));
-                    let swept = tokio::task::spawn_blocking(move || engine.collect_garbage()).await;
-                    if let Ok(Err(failure)) = swept {
-                        tracing::error!(error = %failure, "cannot clean up after a failed pull");
-                    }
                 }
             }
         });
@@ -179,8 +186,13 @@ impl Peel for Service {
         &self,
         request: Request<api::PrepareMountRequest>,
     ) -> Answer<api::PrepareMountResponse> {
+        // 0 stands for a process that this one cannot see
+        let client = request
+            .extensions()
+            .get::<UdsConnectInfo>()
+            .and_then(|info| Pid::from_raw(info.peer_cred?.pid()?));
         let request = request.into_inner();
-        self.blocking(move |engine| engine.prepare_mount(&request)).await
+        self.blocking(move |engine| engine.prepare_mount(&request, client)).await
     }
 
     async fn confirm_mount(

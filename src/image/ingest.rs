@@ -9,8 +9,9 @@ use std::{
 use bytes::Bytes;
 use peel_index::{BuiltLayer, Digest, LayerBuilder};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::Store;
+use super::{Store, cancelled, cores::Share};
 use crate::{
     content::{ContentError, Expected, Ingest},
     failure::{Class, Failure, chain},
@@ -22,6 +23,8 @@ use crate::{
 const SOURCE_BROKEN: &str = "pull again; if it persists, the source is broken";
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(100);
+/// Compressed bytes after which helpers pay: a thread costs 50 us, a MiB takes 5 ms.
+const SPREAD_AFTER: u64 = 1 << 20;
 /// What is read from a file at once.
 const CHUNK: usize = 256 << 10;
 
@@ -81,9 +84,13 @@ impl Store {
     }
 
     /// Indexes a layer whose blob is here.
-    pub(super) fn index_local(&self, layer: &LayerRef) -> Result<(), Failure> {
+    pub(super) fn index_local(
+        &self,
+        layer: &LayerRef,
+        call_off: &CancellationToken,
+    ) -> Result<(), Failure> {
         let blob = self.content.open_blob(&layer.digest)?;
-        self.index(layer, Input::File(blob), None, &mut |_, _| {})
+        self.index(layer, Input::File(blob), None, call_off, &mut |_, _| {})
     }
 
     /// Stores and indexes a layer in one pass. `tell` gets the bytes received and indexed so far.
@@ -91,12 +98,13 @@ impl Store {
         &self,
         layer: &LayerRef,
         input: Input,
+        call_off: &CancellationToken,
         tell: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Failure> {
         let expected = Expected { digest: Some(layer.digest), size: Some(layer.size) };
         let ingest = self.content.begin(&layer.digest.to_string(), expected)?;
         // The builder hashes the same bytes
-        self.index(layer, input, Some(ingest.hashed_by_caller()), tell)
+        self.index(layer, input, Some(ingest.hashed_by_caller()), call_off, tell)
     }
 
     /// Stores a document that is in memory.
@@ -116,12 +124,17 @@ impl Store {
         layer: &LayerRef,
         mut input: Input,
         mut ingest: Option<Ingest>,
+        call_off: &CancellationToken,
         tell: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Failure> {
-        let mut pass = Pass::new(layer, self.layers.new_copy()?);
+        let mut pass = Pass::new(layer, self.layers.new_copy()?, self.cores.enter());
         let mut told = Instant::now();
         while let Some(chunk) = input.next() {
             let chunk = chunk?;
+            // A stream ends when it is called off; a file would be read to its end
+            if call_off.is_cancelled() {
+                return Err(cancelled());
+            }
             pass.push(&chunk)?;
             if let Some(ingest) = &mut ingest {
                 ingest.write(&chunk)?;
@@ -174,12 +187,13 @@ struct Pass<'a> {
     received: u64,
     copy: CopyFile,
     builder: Result<LayerBuilder, Failure>,
+    share: Share<'a>,
 }
 
 impl<'a> Pass<'a> {
-    fn new(layer: &'a LayerRef, copy: CopyFile) -> Self {
+    fn new(layer: &'a LayerRef, copy: CopyFile, share: Share<'a>) -> Self {
         let builder = Ok(LayerBuilder::new(layer.digest.algorithm()));
-        Self { layer, received: 0, copy, builder }
+        Self { layer, received: 0, copy, builder, share }
     }
 
     fn indexed(&self) -> u64 {
@@ -193,6 +207,9 @@ impl<'a> Pass<'a> {
         }
         // After a malformed stream the rest is still received: a wrong digest says more
         if let Ok(builder) = &mut self.builder {
+            if self.received > SPREAD_AFTER && self.share.grow() {
+                builder.spread();
+            }
             match builder.push(chunk) {
                 Ok(()) => {
                     let copied = builder.take_copy();

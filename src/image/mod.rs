@@ -6,9 +6,10 @@
 //!         └▶ LayerBuilder ───┴─▶ digest and diffID agree ─▶ blob and index in place
 //! record last: an image is there as a whole or not at all
 //! ```
-//! Locking: one asynchronous mutex a diffID, so that a layer is fetched once however many pulls
-//! want it.
+//! Locking: one asynchronous mutex a diffID or document, so that each is fetched, stored and indexed
+//! once however many pulls want it. No two are held at once.
 
+mod cores;
 mod failures;
 mod ingest;
 mod pull;
@@ -20,7 +21,9 @@ use std::{
 };
 
 use peel_index::{Digest, Slot};
+use tokio_util::sync::CancellationToken;
 
+use self::cores::Cores;
 use crate::{
     content::ContentStore,
     failure::{Class, Failure},
@@ -101,6 +104,7 @@ struct Store {
     layers: Arc<Layers>,
     metadata: Arc<Metadata>,
     slots: Arc<dyn NewSlot>,
+    cores: Cores,
 }
 
 impl Images {
@@ -114,8 +118,9 @@ impl Images {
         metadata: Arc<Metadata>,
         slots: Arc<dyn NewSlot>,
     ) -> Result<Self, Failure> {
+        let cores = Cores::new();
         Ok(Self {
-            store: Arc::new(Store { content, layers, metadata, slots }),
+            store: Arc::new(Store { content, layers, metadata, slots, cores }),
             registry: Arc::new(Registry::new(RegistryOptions::default())?),
             in_flight: Mutex::default(),
         })
@@ -145,15 +150,19 @@ impl Images {
 
     /// Indexes again, from the local blob, each layer of an image that has no usable index.
     ///
+    /// Blocks; not for a task.
+    ///
     /// # Errors
     /// Where a blob is gone or damaged.
     pub fn ensure_indexed(&self, image: &ImageRecord) -> Result<(), Failure> {
         for layer in &image.layers {
+            let flight = self.flight(layer.diff_id);
+            let _alone = flight.blocking_lock();
             if self.store.layer_is_usable(layer) {
                 continue;
             }
             tracing::warn!(image = %image.name, layer = %layer.digest, "indexing again");
-            self.store.index_local(layer)?;
+            self.store.index_local(layer, &CancellationToken::new())?;
         }
         Ok(())
     }
@@ -166,9 +175,13 @@ impl Images {
         self.store.write_index()
     }
 
-    fn flight(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
+    fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| Arc::strong_count(flight) > 1);
-        Arc::clone(flights.entry(diff_id).or_default())
+        Arc::clone(flights.entry(digest).or_default())
     }
+}
+
+fn cancelled() -> Failure {
+    Failure::new(Class::Other, "the pull was called off")
 }

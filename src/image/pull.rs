@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Events, Images, LayerProgress, PullEvent, Stage,
+    Events, Images, LayerProgress, PullEvent, Stage, cancelled,
     ingest::Input,
     source::{Blob, Source},
 };
@@ -86,15 +86,13 @@ impl Images {
     }
 
     async fn store_documents(&self, found: &Found) -> Result<(), Failure> {
-        let store = Arc::clone(&self.store);
-        let documents = found.documents.clone();
-        blocking(move || {
-            for (digest, bytes) in documents {
-                store.put(&digest, &bytes)?;
-            }
-            Ok(())
-        })
-        .await
+        for (digest, bytes) in &found.documents {
+            let flight = self.flight(*digest);
+            let _alone = flight.lock().await;
+            let (store, digest, bytes) = (Arc::clone(&self.store), *digest, bytes.clone());
+            blocking(move || store.put(&digest, &bytes)).await?;
+        }
+        Ok(())
     }
 
     /// All layers; when one fails the others are called off, and awaited all the same.
@@ -197,10 +195,11 @@ struct Job {
 
 impl Job {
     async fn run(self) -> Result<(), Failure> {
-        let _alone = self.flight.lock().await;
-        if self.call_off.is_cancelled() {
-            return Err(cancelled());
-        }
+        let _alone = tokio::select! {
+            biased;
+            () = self.call_off.cancelled() => return Err(cancelled()),
+            alone = self.flight.lock() => alone,
+        };
         let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
         if blocking(move || Ok(store.layer_is_usable(&layer))).await? {
             (self.events)(PullEvent::Layer(progress(self.number, &self.layer, Stage::Exists)));
@@ -208,7 +207,8 @@ impl Job {
         }
         let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
         if self.store.has_blob(&layer) {
-            blocking(move || store.index_local(&layer)).await?;
+            let call_off = self.call_off.clone();
+            blocking(move || store.index_local(&layer, &call_off)).await?;
             let done = LayerProgress {
                 received: self.layer.size,
                 ..progress(self.number, &self.layer, Stage::Done)
@@ -233,6 +233,7 @@ impl Job {
         };
         let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
         let (events, number) = (Arc::clone(&self.events), self.number);
+        let call_off = self.call_off.clone();
         let indexing = spawn_blocking(move || {
             let tell = |stage, received, indexed| {
                 let progress =
@@ -240,7 +241,7 @@ impl Job {
                 events(PullEvent::Layer(progress));
             };
             let mut last = (0, 0);
-            store.fetch(&layer, input, &mut |received, indexed| {
+            store.fetch(&layer, input, &call_off, &mut |received, indexed| {
                 last = (received, indexed);
                 tell(Stage::Running, received, indexed);
             })?;
@@ -274,10 +275,6 @@ fn progress(number: usize, layer: &LayerRef, stage: Stage) -> LayerProgress {
         size: layer.size,
         indexed: 0,
     }
-}
-
-fn cancelled() -> Failure {
-    Failure::new(Class::Other, "the pull was called off")
 }
 
 async fn blocking<T: Send + 'static>(

@@ -18,11 +18,13 @@ mod blob;
 mod cache;
 mod error;
 mod read;
+mod stream;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs::{self, File},
     io::{Read as _, Write as _},
@@ -37,6 +39,7 @@ pub use self::{
     blob::{BlobSource, LocalBlob},
     cache::{CacheStats, SpanCache},
     error::{LayersError, SpanReadError},
+    stream::LayerTar,
 };
 use crate::content::ContentStore;
 
@@ -189,7 +192,7 @@ impl Layers {
         if copy.len > 0 {
             persist(copy.file, &copy_path(&path))?;
         }
-        write_atomically(&self.layers_dir, &path, &built.encode(slot))?;
+        write_atomically(&self.layers_dir, &path, built.parts(slot))?;
         {
             let mut tables = self.tables_mut();
             if let Some(old) = tables.layers.insert(built.diff_id, slot) {
@@ -214,7 +217,7 @@ impl Layers {
         let layers: Vec<&Layer> = layers.iter().map(AsRef::as_ref).collect();
         let built = peel_index::merge(&layers, chain)?;
         let path = self.trees_dir.join(tree_name(chain));
-        write_atomically(&self.trees_dir, &path, &built.encode(slot))?;
+        write_atomically(&self.trees_dir, &path, built.parts(slot))?;
         {
             let mut tables = self.tables_mut();
             if let Some(old) = tables.trees.insert(chain, slot) {
@@ -428,9 +431,13 @@ fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), LayersError
     File::open(dir).and_then(|d| d.sync_all()).map_err(LayersError::io("sync", dir))
 }
 
-fn write_atomically(dir: &Path, path: &Path, bytes: &[u8]) -> Result<(), LayersError> {
+fn write_atomically<'a>(
+    dir: &Path,
+    path: &Path,
+    mut parts: impl Iterator<Item = Cow<'a, [u8]>>,
+) -> Result<(), LayersError> {
     let mut file = temporary(dir)?;
-    file.write_all(bytes).map_err(LayersError::io("write", path))?;
+    parts.try_for_each(|part| file.write_all(&part)).map_err(LayersError::io("write", path))?;
     persist(file, path)
 }
 

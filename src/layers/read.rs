@@ -1,33 +1,42 @@
 //! File content: inode → pieces of the tar → spans → bytes.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use peel_fuse::{FileSource, ReadError};
-use peel_index::{Layer, Piece, Slot, SpanSource, Tree};
+use peel_index::{Layer, Piece, Slot, Span, SpanSource, Tree};
 
 use super::{Layers, OpenLayer, SpanReadError, cache::SpanError};
 
 impl OpenLayer {
-    fn decode(&self, number: u32) -> Result<Vec<u8>, SpanError> {
-        let index = &self.index;
-        let span = index.span(number).ok_or("no such span in the index").map_err(plain)?;
-        let failed = |source| -> SpanError {
-            Arc::new(SpanReadError {
-                layer: index.diff_id(),
-                slot: index.slot(),
-                start: span.tar_offset,
-                end: span.tar_offset + u64::from(span.tar_len),
-                source,
-            })
-        };
+    /// Reads the compressed range of a span.
+    pub(super) fn compressed(&self, span: &Span) -> io::Result<Vec<u8>> {
         let source = match span.source {
             SpanSource::Blob => Some(&self.blob),
             SpanSource::Copy => self.copy.as_ref(),
         };
-        let source = source.ok_or("no seekable copy of the layer").map_err(plain)?;
-        let compressed =
-            source.read_range(span.offset, span.len as usize).map_err(|e| failed(Box::new(e)))?;
-        index.decode_span(number, &compressed).map_err(|e| failed(Box::new(e)))
+        let missing = || io::Error::other("no seekable copy of the layer");
+        source.ok_or_else(missing)?.read_range(span.offset, span.len as usize)
+    }
+
+    pub(super) fn failed(
+        &self,
+        span: &Span,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> SpanReadError {
+        SpanReadError {
+            layer: self.index.diff_id(),
+            slot: self.index.slot(),
+            start: span.tar_offset,
+            end: span.tar_offset + u64::from(span.tar_len),
+            source,
+        }
+    }
+
+    fn decode(&self, number: u32) -> Result<Vec<u8>, SpanError> {
+        let span = self.index.span(number).ok_or("no such span in the index").map_err(plain)?;
+        let failed = |error| -> SpanError { Arc::new(self.failed(&span, error)) };
+        let compressed = self.compressed(&span).map_err(|e| failed(Box::new(e)))?;
+        self.index.decode_span(number, &compressed).map_err(|e| failed(Box::new(e)))
     }
 }
 

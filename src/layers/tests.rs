@@ -96,6 +96,27 @@ fn a_flipped_bit_in_a_blob_is_an_error_and_never_wrong_bytes() {
 }
 
 #[test]
+fn the_tar_of_a_layer_comes_back() {
+    let fixture = Fixture::new();
+    let layers = fixture.open().expect("open");
+    let body: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    let diff_id = fixture.install(&layers, "file", &body, 1);
+    let mut tar = layers.tar(&diff_id).expect("index").expect("index");
+    let (mut bytes, len) = (Vec::new(), tar.tar_len());
+    tar.read_to_end(&mut bytes).expect("read");
+    assert_eq!(Digest::sha256(&bytes), diff_id);
+    assert_eq!(bytes.len() as u64, len);
+    assert_eq!(tar.read(&mut [0; 9]).expect("at the end"), 0);
+    assert!(layers.tar(&Digest::sha256(b"")).expect("none").is_none());
+
+    let blob = layers.layer_by_diff_id(&diff_id).expect("index").expect("index").blob();
+    fs::write(fixture.content.path(&blob), &bytes[..2_000_000]).expect("cut off");
+    let mut tar = layers.tar(&diff_id).expect("index").expect("index");
+    let told = crate::failure::chain(&tar.read_to_end(&mut bytes).expect_err("cut off"));
+    assert!(told.contains("1048576..2097152") && told.contains(&diff_id.to_string()), "{told}");
+}
+
+#[test]
 fn a_damaged_index_is_an_error_and_a_foreign_file_goes() {
     let fixture = Fixture::new();
     let layers = fixture.open().expect("open");

@@ -151,10 +151,11 @@ impl Shared {
         }
         let next = State { generation: state.generation + 1, sum };
         changes.insert(STATE_KEY.to_vec(), Some(next.encode()));
-        // Stays set should the write fail or panic: memory and disk may differ from then on
-        self.failed.store(true, Ordering::Release);
+        // Should the write fail or panic, memory and disk may differ from then on. Not set before:
+        // readers look at it without the writer's lock
+        let closes = Closes(&self.failed);
         self.store.write(changes)?;
-        self.failed.store(false, Ordering::Release);
+        std::mem::forget(closes);
         *state = next;
         if let Err(error) = self.mark.set(next.generation) {
             tracing::warn!(%error, "the mark of the last metadata change is behind");
@@ -177,6 +178,15 @@ impl Shared {
         let dir = self.store.place();
         let stat = rustix::fs::statvfs(dir).map_err(|e| io_error("stat", dir)(e.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Closes the store when it goes, also in a panic.
+struct Closes<'a>(&'a AtomicBool);
+
+impl Drop for Closes<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

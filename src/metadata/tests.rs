@@ -291,3 +291,24 @@ fn the_export_is_written_when_something_changed() {
     assert!(metadata.export_if_dirty().expect("export"));
     assert_eq!(aside(dir.path(), ".new"), [] as [PathBuf; 0]);
 }
+
+#[test]
+fn readers_are_not_refused_while_a_change_is_written() {
+    let dir = temporary();
+    let metadata = open_sound(dir.path());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                metadata.images()?;
+                metadata.generation()?;
+            }
+            Ok::<_, MetadataError>(())
+        });
+        for n in 0..20 {
+            metadata.put_image(&image(&n.to_string())).expect("put");
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        reader.join().expect("thread").expect("read");
+    });
+}

@@ -5,7 +5,8 @@
 //! <root>/snapshots/<n>/work   workdir, beside it on the same file system
 //! ```
 //! The number comes from the metadata store and is never used again. A directory that no record
-//! names is the rest of an interrupted change, and GC removes it.
+//! names is the rest of an interrupted change, and GC removes it. `lost-<n>` is an upper whose record
+//! was lost with the metadata: peel never touches it again.
 
 mod attributes;
 
@@ -120,6 +121,18 @@ impl Snapshots {
         }
     }
 
+    /// Gives an upper a name that is no number, out of reach of everything but its owner; returns
+    /// where it is.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed.
+    pub fn set_aside(&self, id: u64) -> Result<PathBuf, SnapshotError> {
+        let dir = self.dir.join(id.to_string());
+        let aside = self.dir.join(format!("lost-{id}"));
+        fs::rename(&dir, &aside).map_err(SnapshotError::of("set aside", &dir))?;
+        Ok(aside)
+    }
+
     /// Numbers of the uppers on disk.
     ///
     /// # Errors
@@ -156,7 +169,11 @@ impl Snapshots {
             usage.bytes += metadata.blocks() * 512;
             if metadata.is_dir() {
                 let failed = SnapshotError::of("read", &path);
-                for entry in fs::read_dir(&path).map_err(&failed)? {
+                let entries = match fs::read_dir(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    entries => entries.map_err(&failed)?,
+                };
+                for entry in entries {
                     pending.push(entry.map_err(&failed)?.path());
                 }
             }
@@ -195,6 +212,11 @@ mod tests {
         let usage = snapshots.usage(3).expect("usage");
         assert_eq!(usage.inodes, 2);
         assert!(usage.bytes >= 5000);
+
+        let aside = snapshots.set_aside(3).expect("set aside");
+        assert!(aside.join("fs/a").exists());
+        assert_eq!(snapshots.ids().expect("ids"), [0; 0]);
+        fs::rename(aside, root.path().join("snapshots/3")).expect("back");
 
         assert!(snapshots.create(3, &attributes).is_err(), "an upper is never taken over");
         assert!(snapshots.upper(3).join("a").exists());

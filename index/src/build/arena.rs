@@ -42,6 +42,8 @@ pub(super) struct Arena {
     pub(super) targets: NameHeap,
     pub(super) xattrs: XattrHeap,
     pub(super) extents: Vec<ExtentRecord>,
+    /// [`MAX_ENTRIES`]; less in tests.
+    limit: usize,
 }
 
 impl Arena {
@@ -58,6 +60,7 @@ impl Arena {
             targets: NameHeap::default(),
             xattrs: XattrHeap::default(),
             extents: Vec::new(),
+            limit: MAX_ENTRIES,
         }
     }
 
@@ -94,7 +97,11 @@ impl Arena {
     /// The link of a name, gone or not.
     pub(super) fn find(&self, parent: u32, name: &[u8]) -> Option<u32> {
         let name = self.names.find(name)?;
-        self.table.find(self.hasher.hash_one((parent, name)), |link| {
+        self.find_id(self.hasher.hash_one((parent, name)), parent, name)
+    }
+
+    fn find_id(&self, hash: u64, parent: u32, name: NameId) -> Option<u32> {
+        self.table.find(hash, |link| {
             let link = self.link(link);
             (link.parent, link.name) == (parent, name)
         })
@@ -102,29 +109,26 @@ impl Arena {
 
     /// The link of a name, made where there is none.
     pub(super) fn find_or_add(&mut self, parent: u32, name: &[u8]) -> Result<u32, HeapFull> {
-        if let Some(link) = self.find(parent, name) {
+        let name = self.names.intern(name)?;
+        let hash = self.hasher.hash_one((parent, name));
+        if let Some(link) = self.find_id(hash, parent, name) {
             return Ok(link);
         }
-        if self.links.len() >= MAX_ENTRIES {
-            return Err(HeapFull { what: "names in a layer", limit: MAX_ENTRIES as u64 });
+        if self.links.len() >= self.limit {
+            return Err(HeapFull { what: "names in a layer", limit: self.limit as u64 });
         }
-        let name = self.names.intern(name)?;
         let first = self.inode(parent).data.get() as u32;
         self.links.push(Link { parent, name, next: first, inode: 0, is_whiteout: false });
         let link = self.links.len() as u32;
         self.inode_mut(parent).data = u64::from(link).into();
-        let Self { links, table, hasher, .. } = self;
-        table.insert(hasher.hash_one((parent, name)), link, |link| {
-            let link = &links[link as usize - 1];
-            hasher.hash_one((link.parent, link.name))
-        });
+        self.table.insert(hash, link);
         Ok(link)
     }
 
     /// Adds an inode that no link names yet.
     pub(super) fn add(&mut self, inode: InodeRecord) -> Result<u32, HeapFull> {
-        if self.inodes.len() >= MAX_ENTRIES {
-            return Err(HeapFull { what: "inodes in a layer", limit: MAX_ENTRIES as u64 });
+        if self.inodes.len() >= self.limit {
+            return Err(HeapFull { what: "inodes in a layer", limit: self.limit as u64 });
         }
         self.inodes.push(inode);
         Ok(self.inodes.len() as u32)
@@ -193,4 +197,23 @@ impl Arena {
 pub(super) fn implicit_directory() -> InodeRecord {
     let mode = FileKind::Directory.type_bits() | IMPLICIT_MODE;
     InodeRecord { mode: mode.into(), flags: IMPLICIT.into(), ..InodeRecord::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_past_the_limit_are_refused() {
+        let mut arena = Arena { limit: 3, ..Arena::new() };
+        for name in [b"a", b"b", b"c", b"a"] {
+            arena.find_or_add(ROOT, name).expect("room");
+        }
+        let full = arena.find_or_add(ROOT, b"d").expect_err("full").to_string();
+        assert_eq!(full, "too much names in a layer: expected at most 3");
+        let file = InodeRecord::default;
+        assert_eq!((arena.add(file()), arena.add(file())), (Ok(2), Ok(3)), "the root is number 1");
+        let full = arena.add(file()).expect_err("full").to_string();
+        assert_eq!(full, "too much inodes in a layer: expected at most 3");
+    }
 }

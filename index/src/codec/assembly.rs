@@ -1,10 +1,15 @@
-//! Where the decoders put what they find: the span table, the windows and the seekable copy.
+//! Where the decoders put what they find, in the order of the tar.
 
 use super::{
-    COPY_FRAME, CodecError, Decoded, HELD_MAX, HELD_TARGET, SPAN_MAX, SPAN_TARGET, Span,
-    SpanCoding, SpanSource, copy::CopyWriter,
+    COPY_FRAME, CodecError, Compression, Decoded, HELD_MAX, HELD_TARGET, SPAN_MAX, SPAN_TARGET,
+    SpanCoding,
+    table::{DeflateSpan, Job, Returned, SpanTable},
 };
-use crate::codec::Compression;
+use crate::stage::Stage;
+
+/// Spans and frames that may wait for the table's thread. A span takes less than half a MiB, up to
+/// 8 MiB in a hostile blob, and besides this one there is one being read and one being written down.
+const QUEUE: usize = 1;
 
 /// The sizes that decide where spans are cut, in bytes; tests use smaller ones.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +23,11 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
+        if cfg!(fuzzing) {
+            // The inputs of fuzzers are some KiB, and have to make more than one span
+            let (target, held_target, copy_frame) = (3000, 6000, 1000);
+            return Self { target, max: 20_000, held_target, held_max: 24_000, copy_frame };
+        }
         Self {
             target: u64::from(SPAN_TARGET),
             max: u64::from(SPAN_MAX),
@@ -42,54 +52,61 @@ impl Range {
     }
 }
 
-/// Collects spans in the order of the tar, without gaps.
-#[derive(Default)]
+/// Hands spans and stretches for the copy to the span table.
 pub(super) struct Assembly {
     pub(super) limits: Limits,
-    spans: Vec<Span>,
-    windows: Vec<u8>,
-    copy: CopyWriter,
+    table: Stage<SpanTable>,
+    copied: Returned<Vec<u8>>,
+    spare_spans: Returned<Vec<DeflateSpan>>,
+    spare_frames: Returned<Vec<Vec<u8>>>,
     /// Tar bytes on their way to the copy, less than a frame of them.
     pending: Vec<u8>,
-    /// Tar bytes that have their span.
-    covered: u64,
+}
+
+impl Default for Assembly {
+    fn default() -> Self {
+        let table = SpanTable::default();
+        Self {
+            limits: Limits::default(),
+            copied: table.copied.clone(),
+            spare_spans: table.spare_spans.clone(),
+            spare_frames: table.spare_frames.clone(),
+            table: Stage::Here(table),
+            pending: Vec::new(),
+        }
+    }
 }
 
 impl Assembly {
+    /// Has the table kept by a thread of its own from here on.
+    pub(super) fn spread(&mut self) {
+        let table = std::mem::replace(&mut self.table, Stage::Failed);
+        self.table = table.spread("peel-spans", QUEUE);
+    }
+
     /// Adds the next `tar_len` bytes of tar, which are decoded from `range` of the blob.
     pub(super) fn blob_span(
         &mut self,
         tar_len: u64,
         range: Range,
         coding: SpanCoding,
-        window: &[u8],
-    ) {
+    ) -> Result<(), CodecError> {
         debug_assert!(self.pending.is_empty(), "the copy is flushed before the blob goes on");
-        let window_offset = if window.is_empty() { 0 } else { self.windows.len() as u64 };
-        self.windows.extend_from_slice(window);
-        self.add(Span {
-            tar_offset: self.covered,
-            tar_len: narrow(tar_len),
-            source: SpanSource::Blob,
-            offset: range.offset,
-            len: narrow(range.len),
-            coding,
-            window_offset,
-            window_len: narrow(window.len() as u64),
-            digest: range.digest,
-        });
+        let Range { offset, len, digest } = range;
+        self.table.send(Job::Range { tar_len, offset, len, digest, coding })
+    }
+
+    /// Adds the next span of deflate data, and gives an old one whose memory is free.
+    pub(super) fn deflate_span(&mut self, span: DeflateSpan) -> Result<DeflateSpan, CodecError> {
+        debug_assert!(self.pending.is_empty(), "the copy is flushed before the blob goes on");
+        self.table.send(Job::Deflate(span))?;
+        Ok(self.spare_spans.lock().pop().unwrap_or_default())
     }
 
     /// Sends the next bytes of tar to the seekable copy.
     pub(super) fn copy_tar(&mut self, mut tar: &[u8]) -> Result<(), CodecError> {
         let size = self.limits.copy_frame;
         while !tar.is_empty() {
-            if self.pending.is_empty() && tar.len() >= size {
-                let (frame, rest) = tar.split_at(size);
-                self.copy_frame(frame)?;
-                tar = rest;
-                continue;
-            }
             let (piece, rest) = tar.split_at(tar.len().min(size - self.pending.len()));
             self.pending.extend_from_slice(piece);
             tar = rest;
@@ -102,53 +119,24 @@ impl Assembly {
 
     /// Ends a stretch that goes to the copy.
     pub(super) fn flush_copy(&mut self) -> Result<(), CodecError> {
-        if !self.pending.is_empty() {
-            let mut pending = std::mem::take(&mut self.pending);
-            self.copy_frame(&pending)?;
-            pending.clear();
-            self.pending = pending;
+        if self.pending.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let spare = self.spare_frames.lock().pop().unwrap_or_default();
+        let frame = std::mem::replace(&mut self.pending, spare);
+        self.table.send(Job::Copy(frame))
     }
 
     pub(super) fn take_copy(&mut self) -> Vec<u8> {
-        self.copy.take()
+        std::mem::take(&mut *self.copied.lock())
     }
 
-    pub(super) fn finish(mut self, compression: Compression) -> Decoded {
+    pub(super) fn finish(self, compression: Compression) -> Result<Decoded, CodecError> {
         debug_assert!(self.pending.is_empty(), "the copy is flushed at the end of a stretch");
-        Decoded {
-            compression,
-            copy: self.copy.take(),
-            spans: self.spans,
-            windows: self.windows,
-            tar_len: self.covered,
-        }
+        // Whoever got an error from the table does not come here
+        let table = self.table.into_inner()?.ok_or(CodecError::Spent)?;
+        let copy = std::mem::take(&mut *self.copied.lock());
+        let SpanTable { spans, windows, covered, .. } = table;
+        Ok(Decoded { compression, copy, spans, windows, tar_len: covered })
     }
-
-    fn copy_frame(&mut self, tar: &[u8]) -> Result<(), CodecError> {
-        let frame = self.copy.frame(tar)?;
-        self.add(Span {
-            tar_offset: self.covered,
-            tar_len: narrow(tar.len() as u64),
-            source: SpanSource::Copy,
-            offset: frame.offset,
-            len: narrow(frame.len as u64),
-            coding: SpanCoding::ZstdFrames,
-            window_offset: 0,
-            window_len: 0,
-            digest: frame.digest,
-        });
-        Ok(())
-    }
-
-    fn add(&mut self, span: Span) {
-        self.covered += u64::from(span.tar_len);
-        self.spans.push(span);
-    }
-}
-
-/// Span lengths: bounded by the limits, a few MiB.
-fn narrow(len: u64) -> u32 {
-    u32::try_from(len).expect("spans are bounded far below 4 GiB")
 }

@@ -18,17 +18,17 @@ pub(super) struct Frame {
     pub(super) digest: [u8; 32],
 }
 
-/// Compresses frames and keeps them until the caller takes them.
+/// Compresses frames.
 #[derive(Default)]
 pub(super) struct CopyWriter {
     /// Made at the first frame: most layers need none.
     encoder: Option<Compressor<'static>>,
-    ready: Vec<u8>,
     offset: u64,
 }
 
 impl CopyWriter {
-    pub(super) fn frame(&mut self, tar: &[u8]) -> Result<Frame, CodecError> {
+    /// Compresses a frame and appends it to `copy`.
+    pub(super) fn frame(&mut self, tar: &[u8], copy: &mut Vec<u8>) -> Result<Frame, CodecError> {
         let failed = |error: std::io::Error| CodecError::Codec {
             codec: "zstd encoder",
             what: error.to_string(),
@@ -40,13 +40,8 @@ impl CopyWriter {
         let frame = encoder.compress(tar).map_err(failed)?;
         let offset = self.offset;
         self.offset += frame.len() as u64;
-        self.ready.extend_from_slice(&frame);
+        copy.extend_from_slice(&frame);
         let digest = *blake3::hash(&frame).as_bytes();
         Ok(Frame { offset, len: frame.len(), digest })
-    }
-
-    /// The bytes written since the last call.
-    pub(super) fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.ready)
     }
 }

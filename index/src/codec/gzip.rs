@@ -12,16 +12,16 @@
 //!
 //! Beside it runs the *stretch* of tar that has no span yet: `Between` (nothing decoded), `Span`, or
 //! `Gap` once more than SPAN_MAX came without a boundary. The compressed bytes of a span are held
-//! until it is closed. They give its digest and its window, and when a span turns into a gap they
+//! until it is closed. They give its digest and its window (in `table.rs`), and when a span turns into a gap they
 //! are decoded once more, to the seekable copy. Within SPAN_MAX of tar, a block is at most twice its
 //! content, and blocks without content are cut off at HELD_TARGET, so a few MiB are held at most.
 
 use super::{
-    CodecError, Compression, Sink, SpanCoding,
-    assembly::{Assembly, Limits, Range},
+    CodecError, Compression, Sink,
+    assembly::{Assembly, Limits},
     header::{Fault, Header, TRAILER},
     members,
-    window::{SpanStart, WindowPacker},
+    table::DeflateSpan,
     zlib::{Inflate, Status, Stop, WINDOW},
 };
 
@@ -42,41 +42,16 @@ enum Stretch {
     Gap,
 }
 
-/// The span that is being collected.
-#[derive(Default)]
-struct Open {
-    /// Where `held` begins in the blob.
-    offset: u64,
-    /// High bits of `held[0]` that belong to the span; 0 when all do.
-    bits: u8,
-    held: Vec<u8>,
-    /// The tar bytes before the span, as far as its first member reaches back.
-    window: Vec<u8>,
-    /// The first tar bytes of the span, at most [`WINDOW`].
-    head: Vec<u8>,
-    tar_len: u64,
-    /// Length of `held`, and of the tar, at the end of the last member that gave tar bytes.
-    complete: (usize, u64),
-}
-
-impl Open {
-    fn restart(&mut self, offset: u64, bits: u8) {
-        self.offset = offset;
-        self.bits = bits;
-        self.held.clear();
-        self.head.clear();
-        self.tar_len = 0;
-        self.complete = (0, 0);
-    }
-}
-
 pub(super) struct GzipStream {
     inflate: Inflate,
-    packer: WindowPacker,
     output: Vec<u8>,
     phase: Phase,
     stretch: Stretch,
-    open: Open,
+    /// The span that is being collected.
+    open: DeflateSpan,
+    /// Length of what is held of it, and of its tar, at the end of the last member that gave tar
+    /// bytes.
+    complete: (usize, u64),
     /// Blob bytes consumed.
     offset: u64,
     /// Where the current member begins in the blob.
@@ -89,11 +64,11 @@ impl GzipStream {
     pub(super) fn new() -> Result<Self, CodecError> {
         Ok(Self {
             inflate: Inflate::new()?,
-            packer: WindowPacker::new()?,
             output: vec![0; OUTPUT],
             phase: Phase::Header(Header::new()),
             stretch: Stretch::Between,
-            open: Open::default(),
+            open: DeflateSpan::default(),
+            complete: (0, 0),
             offset: 0,
             member: 0,
             last: 0,
@@ -183,6 +158,7 @@ impl GzipStream {
         if self.stretch == Stretch::Between {
             self.stretch = Stretch::Span;
             self.open.restart(self.offset, 0);
+            self.complete = (0, 0);
             self.open.window.clear();
         }
     }
@@ -302,6 +278,7 @@ impl GzipStream {
     /// Begins a span at a boundary that leaves `bits` high bits of the last byte.
     fn begin_span(&mut self, bits: u8) {
         self.open.restart(self.offset - u64::from(bits > 0), bits);
+        self.complete = (0, 0);
         if bits > 0 {
             self.open.held.push(self.last);
         }
@@ -309,7 +286,7 @@ impl GzipStream {
 
     fn end_member(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
         self.phase = Phase::Trailer { left: TRAILER };
-        let open = &mut self.open;
+        let open = &self.open;
         match self.stretch {
             Stretch::Between => {}
             Stretch::Gap => {
@@ -318,8 +295,8 @@ impl GzipStream {
             }
             Stretch::Span if open.tar_len == 0 => self.stretch = Stretch::Between,
             Stretch::Span => {
-                if open.tar_len > open.complete.1 {
-                    open.complete = (open.held.len(), open.tar_len);
+                if open.tar_len > self.complete.1 {
+                    self.complete = (open.held.len(), open.tar_len);
                 }
                 if self.is_due(&assembly.limits) {
                     self.close_complete(assembly)?;
@@ -332,30 +309,24 @@ impl GzipStream {
     /// Closes the span, if there is one, at the end of the last member.
     fn close_complete(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
         if self.stretch == Stretch::Span {
-            let (held, tar_len) = self.open.complete;
+            let (held, tar_len) = self.complete;
             self.close(assembly, held, tar_len)?;
             self.stretch = Stretch::Between;
         }
         Ok(())
     }
 
-    /// Writes the span down: the first `held` bytes of what is held give `tar_len` bytes of tar.
+    /// Hands the span over: the first `held` bytes of what is held give `tar_len` bytes of tar.
     fn close(
         &mut self,
         assembly: &mut Assembly,
         held: usize,
         tar_len: u64,
     ) -> Result<(), CodecError> {
-        let open = &self.open;
-        let compressed = &open.held[..held];
-        let window = self.packer.pack(&SpanStart {
-            window: &open.window,
-            bits: open.bits,
-            compressed,
-            tar: &open.head,
-        })?;
-        let coding = SpanCoding::Deflate { bits: open.bits };
-        assembly.blob_span(tar_len, Range::of(open.offset, compressed), coding, &window);
+        let mut span = std::mem::take(&mut self.open);
+        span.held.truncate(held);
+        span.tar_len = tar_len;
+        self.open = assembly.deflate_span(span)?;
         Ok(())
     }
 }

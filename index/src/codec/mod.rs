@@ -50,6 +50,7 @@ mod header;
 mod members;
 mod plain;
 mod span;
+mod table;
 mod window;
 mod zlib;
 mod zstd;
@@ -62,7 +63,7 @@ use std::fmt;
 use self::{assembly::Assembly, gzip::GzipStream, plain::PlainStream, zstd::ZstdStream};
 pub use self::{
     error::CodecError,
-    span::{Span, SpanCoding, SpanSource, decode_span},
+    span::{Span, SpanCoding, SpanDecoder, SpanSource, decode_span},
 };
 
 /// Tar bytes after which a span is cut at the next opportunity. A 4 KiB read costs half a
@@ -193,6 +194,12 @@ impl StreamDecoder {
         self.guard(|decoder| decoder.advance(blob, false, sink))
     }
 
+    /// Does what the decoding itself need not wait for (digests, windows, the copy) on a thread of
+    /// its own from here on, where one can be had. The result is the same.
+    pub fn spread(&mut self) {
+        self.assembly.spread();
+    }
+
     /// Bytes to append to the seekable copy, written since the last call; empty for most layers.
     /// They stay in memory until they are taken.
     pub fn take_copy(&mut self) -> Vec<u8> {
@@ -209,7 +216,7 @@ impl StreamDecoder {
         let compression = match &mut self.stream {
             Stream::Unknown(_) => Compression::None,
             Stream::Plain(stream) => {
-                stream.finish(&mut self.assembly);
+                stream.finish(&mut self.assembly)?;
                 Compression::None
             }
             Stream::Gzip(stream) => {
@@ -221,7 +228,7 @@ impl StreamDecoder {
                 Compression::Zstd
             }
         };
-        Ok(self.assembly.finish(compression))
+        self.assembly.finish(compression)
     }
 
     fn guard(

@@ -29,28 +29,27 @@ impl PlainStream {
             self.digest.update(piece);
             self.len += piece.len() as u64;
             if self.len == assembly.limits.target {
-                self.close(assembly);
+                self.close(assembly)?;
             }
             blob = rest;
         }
         Ok(())
     }
 
-    pub(super) fn finish(&mut self, assembly: &mut Assembly) {
-        if self.len > 0 {
-            self.close(assembly);
-        }
+    pub(super) fn finish(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
+        if self.len > 0 { self.close(assembly) } else { Ok(()) }
     }
 
-    fn close(&mut self, assembly: &mut Assembly) {
+    fn close(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
         let range = Range {
             offset: self.offset,
             len: self.len,
             digest: *self.digest.finalize().as_bytes(),
         };
-        assembly.blob_span(self.len, range, SpanCoding::Plain, &[]);
+        assembly.blob_span(self.len, range, SpanCoding::Plain)?;
         self.offset += self.len;
         self.len = 0;
         self.digest.reset();
+        Ok(())
     }
 }

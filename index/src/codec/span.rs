@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use super::{CodecError, SPAN_MAX, members, window, zlib::Inflate};
+use ::zstd::bulk::Decompressor;
+
+use super::{
+    CodecError, SPAN_MAX, members,
+    zlib::{Inflate, WINDOW},
+};
 
 /// What a span's compressed range is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,61 +111,113 @@ pub struct Span {
     pub digest: [u8; 32],
 }
 
-/// Decodes a span: exactly its `tar_len` bytes of tar.
-///
-/// `compressed` is the span's range of the blob or copy, and is verified before anything else;
-/// `window` is the span's part of the heap of windows. Neither they nor the span's fields are
-/// trusted: at most [`SPAN_MAX`] bytes are allocated for the result.
+/// Decodes a span: exactly its `tar_len` bytes of tar. As [`SpanDecoder::decode`], for one span.
 ///
 /// # Errors
 ///
-/// [`CodecError::Digest`] when the bytes are not those that were indexed, [`CodecError::Length`] when
-/// they are too few or too many. [`CodecError::Field`], [`CodecError::Window`] and
-/// [`CodecError::Short`] when the index itself is damaged.
+/// As [`SpanDecoder::decode`].
 pub fn decode_span(span: &Span, window: &[u8], compressed: &[u8]) -> Result<Vec<u8>, CodecError> {
-    let (origin, offset) = (span.source, span.offset);
-    if span.tar_len > SPAN_MAX {
-        let (found, max) = (u64::from(span.tar_len), u64::from(SPAN_MAX));
-        return Err(CodecError::Field { origin, offset, field: "tar_len", found, max });
-    }
-    if compressed.len() != span.len as usize {
-        let (expected, found) = (span.len, compressed.len());
-        return Err(CodecError::Length { origin, offset, expected, found });
-    }
-    let found = *blake3::hash(compressed).as_bytes();
-    if found != span.digest {
-        return Err(CodecError::Digest { origin, offset, expected: span.digest, found });
+    let mut tar = Vec::new();
+    SpanDecoder::default().decode(span, window, compressed, &mut tar)?;
+    Ok(tar)
+}
+
+/// Decodes spans one after the other, with memory that is allocated once: about 40 KiB for deflate,
+/// 100 KiB for zstd.
+#[derive(Default)]
+pub struct SpanDecoder {
+    inflate: Option<Inflate>,
+    zstd: Option<Decompressor<'static>>,
+    window: Vec<u8>,
+}
+
+impl SpanDecoder {
+    /// Replaces the content of `tar` by a span's `tar_len` bytes.
+    ///
+    /// `compressed` is the span's range of the blob or copy, and is verified before anything else;
+    /// `window` is the span's part of the heap of windows. Neither they nor the span's fields are
+    /// trusted: `tar` grows to [`SPAN_MAX`] bytes at most.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::Digest`] when the bytes are not those that were indexed,
+    /// [`CodecError::Length`] when they are too few or too many. [`CodecError::Field`],
+    /// [`CodecError::Window`] and [`CodecError::Short`] when the index itself is damaged. `tar` is of
+    /// no use then.
+    pub fn decode(
+        &mut self,
+        span: &Span,
+        window: &[u8],
+        compressed: &[u8],
+        tar: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        let (origin, offset) = (span.source, span.offset);
+        if span.tar_len > SPAN_MAX {
+            let (found, max) = (u64::from(span.tar_len), u64::from(SPAN_MAX));
+            return Err(CodecError::Field { origin, offset, field: "tar_len", found, max });
+        }
+        if compressed.len() != span.len as usize {
+            let (expected, found) = (span.len, compressed.len());
+            return Err(CodecError::Length { origin, offset, expected, found });
+        }
+        let found = *blake3::hash(compressed).as_bytes();
+        if found != span.digest {
+            return Err(CodecError::Digest { origin, offset, expected: span.digest, found });
+        }
+
+        tar.resize(span.tar_len as usize, 0);
+        let decoded = match span.coding {
+            SpanCoding::Plain => {
+                let len = compressed.len().min(tar.len());
+                tar[..len].copy_from_slice(&compressed[..len]);
+                len
+            }
+            SpanCoding::Deflate { bits } => {
+                if bits > 7 {
+                    let found = u64::from(bits);
+                    return Err(CodecError::Field { origin, offset, field: "bits", found, max: 7 });
+                }
+                self.unpack_window(window)?.map_err(|error| CodecError::Window {
+                    origin,
+                    offset,
+                    what: error.to_string(),
+                })?;
+                let inflate = match &mut self.inflate {
+                    Some(inflate) => inflate,
+                    none => none.insert(Inflate::new()?),
+                };
+                members::decode(inflate, compressed, bits, &self.window, tar)
+            }
+            // A single call: a frame's declared window needs no memory, for the output is the window
+            SpanCoding::ZstdFrames => {
+                self.zstd()?.decompress_to_buffer(compressed, tar.as_mut_slice()).unwrap_or(0)
+            }
+        };
+        if decoded != tar.len() {
+            let (expected, found) = (span.tar_len, decoded);
+            return Err(CodecError::Short { origin, offset, expected, found });
+        }
+        Ok(())
     }
 
-    let mut tar = vec![0; span.tar_len as usize];
-    let decoded = match span.coding {
-        SpanCoding::Plain => {
-            let len = compressed.len().min(tar.len());
-            tar[..len].copy_from_slice(&compressed[..len]);
-            len
+    fn unpack_window(&mut self, stored: &[u8]) -> Result<std::io::Result<()>, CodecError> {
+        self.window.clear();
+        if stored.is_empty() {
+            return Ok(Ok(()));
         }
-        SpanCoding::Deflate { bits } => {
-            if bits > 7 {
-                let found = u64::from(bits);
-                return Err(CodecError::Field { origin, offset, field: "bits", found, max: 7 });
-            }
-            let window = window::unpack(window).map_err(|error| CodecError::Window {
-                origin,
-                offset,
-                what: error.to_string(),
-            })?;
-            members::decode(&mut Inflate::new()?, compressed, bits, &window, &mut tar)
-        }
-        // A single call: a frame's declared window needs no memory, for the output is the window
-        SpanCoding::ZstdFrames => {
-            let mut decoder = ::zstd::bulk::Decompressor::new().map_err(zstd_failed)?;
-            decoder.decompress_to_buffer(compressed, tar.as_mut_slice()).unwrap_or(0)
-        }
-    };
-    if decoded != tar.len() {
-        return Err(CodecError::Short { origin, offset, expected: span.tar_len, found: decoded });
+        let mut window = std::mem::take(&mut self.window);
+        window.reserve_exact(WINDOW);
+        let unpacked = self.zstd()?.decompress_to_buffer(stored, &mut window);
+        self.window = window;
+        Ok(unpacked.map(|_| ()))
     }
-    Ok(tar)
+
+    fn zstd(&mut self) -> Result<&mut Decompressor<'static>, CodecError> {
+        match &mut self.zstd {
+            Some(decoder) => Ok(decoder),
+            none => Ok(none.insert(Decompressor::new().map_err(zstd_failed)?)),
+        }
+    }
 }
 
 fn zstd_failed(error: std::io::Error) -> CodecError {

@@ -10,7 +10,7 @@
 //!
 //! The window keeps its length, for matches count from its end.
 
-use ::zstd::bulk::Compressor;
+use ::zstd::{bulk::Compressor, zstd_safe::compress_bound};
 
 use super::{
     CodecError,
@@ -40,6 +40,7 @@ pub(super) struct WindowPacker {
     sparse: Vec<u8>,
     remainders: Vec<u8>,
     quotients: Vec<u8>,
+    packed: Vec<u8>,
 }
 
 impl WindowPacker {
@@ -51,20 +52,21 @@ impl WindowPacker {
             sparse: Vec::with_capacity(WINDOW),
             remainders: vec![0; WINDOW],
             quotients: vec![0; WINDOW],
+            packed: Vec::with_capacity(compress_bound(WINDOW)),
         })
     }
 
     /// The compressed window to store for a span; empty when the span refers to none of it.
-    pub(super) fn pack(&mut self, start: &SpanStart<'_>) -> Result<Vec<u8>, CodecError> {
+    pub(super) fn pack(&mut self, start: &SpanStart<'_>) -> Result<&[u8], CodecError> {
         if start.window.is_empty() {
-            return Ok(Vec::new());
+            return Ok(&[]);
         }
         let len = start.tar.len().min(WINDOW);
         self.mark(start.window, |i| (i % RADIX) as u8 + 1);
         let len = decode(&mut self.inflate, start, &self.marked, &mut self.remainders[..len]);
         let differ = |(tar, remainder): (&u8, &u8)| tar != remainder;
         let Some(last) = start.tar.iter().zip(&self.remainders[..len]).rposition(differ) else {
-            return Ok(Vec::new());
+            return Ok(&[]);
         };
         self.mark(start.window, |i| (i / RADIX) as u8);
         let len = decode(&mut self.inflate, start, &self.marked, &mut self.quotients[..=last]);
@@ -80,7 +82,11 @@ impl WindowPacker {
                 }
             }
         }
-        self.encoder.compress(&self.sparse).map_err(encoder_failed)
+        self.packed.clear();
+        self.encoder
+            .compress_to_buffer(&self.sparse[..], &mut self.packed)
+            .map_err(encoder_failed)?;
+        Ok(&self.packed)
     }
 
     fn mark(&mut self, window: &[u8], mark: impl Fn(usize) -> u8) {
@@ -104,11 +110,6 @@ fn decode(inflate: &mut Inflate, start: &SpanStart<'_>, window: &[u8], output: &
         }
     }
     filled
-}
-
-/// Undoes [`WindowPacker::pack`]; the stored bytes are not trusted.
-pub(super) fn unpack(stored: &[u8]) -> std::io::Result<Vec<u8>> {
-    if stored.is_empty() { Ok(Vec::new()) } else { ::zstd::bulk::decompress(stored, WINDOW) }
 }
 
 fn encoder_failed(error: std::io::Error) -> CodecError {

@@ -85,8 +85,7 @@ impl ZstdStream {
             let (compression, offset) = (Compression::Zstd, self.offset);
             return Err(CodecError::Truncated { compression, offset });
         }
-        self.close_group(assembly);
-        Ok(())
+        self.close_group(assembly)
     }
 
     /// What the compressed bytes of the group take in memory.
@@ -141,7 +140,7 @@ impl ZstdStream {
         }
         if self.frame > 0 {
             let held = self.held.split_off(self.frame);
-            self.close_group(assembly);
+            self.close_group(assembly)?;
             self.group = self.offset - held.len() as u64;
             self.held = held;
         }
@@ -173,22 +172,22 @@ impl ZstdStream {
                 return Ok(());
             }
         }
-        self.close_group(assembly);
-        Ok(())
+        self.close_group(assembly)
     }
 
     /// Makes a span of the group's complete frames, if they give any tar, and begins a new group
     /// here.
-    fn close_group(&mut self, assembly: &mut Assembly) {
+    fn close_group(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
         if self.group_tar > 0 {
             let range = Range::of(self.group, &self.held[..self.complete]);
-            assembly.blob_span(self.group_tar, range, SpanCoding::ZstdFrames, &[]);
+            assembly.blob_span(self.group_tar, range, SpanCoding::ZstdFrames)?;
         }
         self.group = self.offset;
         self.held.clear();
         self.frame = 0;
         self.complete = 0;
         self.group_tar = 0;
+        Ok(())
     }
 
     fn explain(&self, error: &std::io::Error) -> CodecError {

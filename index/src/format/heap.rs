@@ -1,4 +1,4 @@
-//! A hash table of indexes into someone else's array: 4 bytes a cell, keys stay where they are.
+//! A hash table of indexes into someone else's array: 8 bytes a cell, keys stay where they are.
 
 /// A heap or table has reached the size that offsets or memory allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -10,13 +10,17 @@ pub struct HeapFull {
     pub(crate) limit: u64,
 }
 
-const FREE: u32 = u32::MAX;
+/// A hash's part that is kept beside the index: tells nearly all different keys apart without a look
+/// at them, and gives an index its place when the table grows.
+type Tag = u32;
+
+const FREE: (Tag, u32) = (0, u32::MAX);
 const FIRST_CELLS: usize = 64;
 
 /// Maps hashes to indexes. The owner compares keys and computes hashes.
 #[derive(Default)]
 pub(crate) struct Table {
-    cells: Vec<u32>,
+    cells: Vec<(Tag, u32)>,
     used: usize,
 }
 
@@ -24,37 +28,35 @@ impl Table {
     /// The index stored under `hash` for which `is_equal` holds.
     pub(crate) fn find(&self, hash: u64, is_equal: impl Fn(u32) -> bool) -> Option<u32> {
         let mask = self.cells.len().checked_sub(1)?;
-        let mut cell = hash as usize & mask;
+        let tag = hash as Tag;
+        let mut cell = tag as usize & mask;
         loop {
             match self.cells[cell] {
                 FREE => return None,
-                index if is_equal(index) => return Some(index),
+                (found, index) if found == tag && is_equal(index) => return Some(index),
                 _ => cell = (cell + 1) & mask,
             }
         }
     }
 
-    /// Stores an index that [`Self::find`] does not find. `hash_of` gives the hash of any index
-    /// stored before, for when the table grows.
-    pub(crate) fn insert(&mut self, hash: u64, index: u32, hash_of: impl Fn(u32) -> u64) {
+    /// Stores an index, below `u32::MAX`, that [`Self::find`] does not find.
+    pub(crate) fn insert(&mut self, hash: u64, index: u32) {
         if (self.used + 1) * 4 > self.cells.len() * 3 {
             let len = (self.cells.len() * 2).max(FIRST_CELLS);
             let old = std::mem::replace(&mut self.cells, vec![FREE; len]);
-            for index in old.into_iter().filter(|index| *index != FREE) {
-                self.place(hash_of(index), index);
-            }
+            old.into_iter().filter(|cell| *cell != FREE).for_each(|cell| self.place(cell));
         }
-        self.place(hash, index);
+        self.place((hash as Tag, index));
         self.used += 1;
     }
 
-    fn place(&mut self, hash: u64, index: u32) {
+    fn place(&mut self, new: (Tag, u32)) {
         let mask = self.cells.len() - 1;
-        let mut cell = hash as usize & mask;
+        let mut cell = new.0 as usize & mask;
         while self.cells[cell] != FREE {
             cell = (cell + 1) & mask;
         }
-        self.cells[cell] = index;
+        self.cells[cell] = new;
     }
 }
 
@@ -68,7 +70,7 @@ mod tests {
         let mut table = Table::default();
         assert_eq!(table.find(0, |_| true), None);
         for (index, key) in (0..).zip(&keys) {
-            table.insert(*key, index, |index| keys[index as usize]);
+            table.insert(*key, index);
         }
         for (index, key) in (0..).zip(&keys) {
             assert_eq!(table.find(*key, |found| keys[found as usize] == *key), Some(index));

@@ -56,8 +56,7 @@ impl NameHeap {
         let id = self.ends.len() as u32;
         self.bytes.extend_from_slice(name);
         self.ends.push(self.bytes.len() as u32);
-        let Self { bytes, ends, table, hasher } = self;
-        table.insert(hash, id, |id| hasher.hash_one(range_of(bytes, ends, id)));
+        self.table.insert(hash, id);
         Ok(NameId(id))
     }
 
@@ -109,10 +108,17 @@ pub(crate) fn has_valid_form(name: &[u8]) -> bool {
 
 /// Whether bytes hold neither `/` nor NUL.
 pub(crate) fn is_free_of_separators(bytes: &[u8]) -> bool {
-    // No early end within a chunk, so that it compiles to vector instructions
-    let has_separator =
-        |chunk: &[u8]| chunk.iter().fold(false, |found, byte| found | matches!(byte, 0 | b'/'));
-    !bytes.chunks(4096).any(has_separator)
+    // No early end within a page, and lanes of bytes, so that it compiles to vector instructions
+    let is_separator = |byte: u8| u8::from(byte == 0) | u8::from(byte == b'/');
+    !bytes.chunks(4096).any(|page| {
+        let (chunks, rest) = page.as_chunks::<64>();
+        let mut found = [0; 64];
+        for chunk in chunks {
+            found.iter_mut().zip(chunk).for_each(|(found, byte)| *found |= is_separator(*byte));
+        }
+        found.iter().fold(0, |all, found| all | found) != 0
+            || rest.iter().any(|byte| is_separator(*byte) != 0)
+    })
 }
 
 #[cfg(test)]

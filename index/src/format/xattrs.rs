@@ -161,7 +161,7 @@ impl XattrHeap {
         bytes.extend_from_slice(&encoded);
         let index = sets.len() as u32;
         sets.push((start, bytes.len() as u32));
-        table.insert(hash, index, |index| hasher.hash_one(set_bytes(bytes, sets, index)));
+        table.insert(hash, index);
         Ok(start)
     }
 

@@ -7,10 +7,12 @@
 mod check;
 mod pieces;
 mod spans;
+mod tar;
 #[cfg(test)]
 mod tests;
 
 pub use pieces::Pieces;
+pub use tar::TarStream;
 
 use crate::{
     attr::{Attr, Bytes, DIRECTORY_SIZE, FileKind, PERMISSION_MASK},
@@ -47,7 +49,10 @@ impl Layer {
     /// When the bytes are no layer index of this version, are damaged, or hold what no builder
     /// writes.
     pub fn open(bytes: Bytes) -> Result<Self, FormatError> {
-        let file = Container::open(bytes, FileType::Layer)?;
+        Container::open(bytes, FileType::Layer, Self::check)
+    }
+
+    fn check(file: Container) -> Result<Self, FormatError> {
         let meta: &LayerMeta = file.single(Section::Meta)?;
         let bad = |problem| Section::Meta.bad(0, problem);
         if meta.reserved != 0 || meta.reserved_tail.get() != 0 {
@@ -194,14 +199,18 @@ impl Layer {
     /// # Errors
     /// As [`decode_span`]; an index out of range is refused too.
     pub fn decode_span(&self, index: u32, compressed: &[u8]) -> Result<Vec<u8>, CodecError> {
-        let span = self.span(index).ok_or(CodecError::Field {
+        let span = self.known_span(index)?;
+        decode_span(&span, self.window(&span), compressed)
+    }
+
+    fn known_span(&self, index: u32) -> Result<Span, CodecError> {
+        self.span(index).ok_or(CodecError::Field {
             origin: SpanSource::Blob,
             offset: 0,
             field: "index in the span table",
             found: index.into(),
             max: self.span_count().saturating_sub(1).into(),
-        })?;
-        decode_span(&span, self.window(&span), compressed)
+        })
     }
 
     fn inodes(&self) -> &[InodeRecord] {

@@ -16,6 +16,11 @@ use crate::{
 /// Most directories: numbers are 32 bits.
 const MAX_DIRECTORIES: usize = u32::MAX as usize - 2;
 
+/// Most entries of directories that one layer may be merged into through lower symlinks: half a
+/// second. A directory counts each time that an implicit directory of the layer is led there;
+/// without a bound, many symlinks to one huge directory would take hours.
+const MAX_MERGED: u64 = 1 << 26;
+
 /// The merged tree.
 pub(super) struct Merged<'a> {
     pub(super) arena: Arena<'a>,
@@ -47,6 +52,8 @@ struct Work<'a> {
     /// Merged directory and the layer's directory to apply to it.
     pairs: Vec<(u32, u32)>,
     grafts: BTreeSet<Graft>,
+    /// Entries of merged directories that grafts were merged into.
+    merged: u64,
 }
 
 /// Applies all layers, lowest first.
@@ -89,9 +96,13 @@ impl<'a> Merged<'a> {
     fn apply_layer(&mut self, index: u16, layer: &'a Layer) -> Result<(), MergeError> {
         let links = self.apply_lower_links(index, layer)?;
         let pairs = vec![(ROOT, layer::ROOT)];
-        let mut work = Work { index, layer, links, pairs, grafts: BTreeSet::new() };
+        let mut work = Work { index, layer, links, pairs, grafts: BTreeSet::new(), merged: 0 };
         self.apply_pairs(&mut work)?;
+        work.merged = 0;
         while let Some(Graft { from, holder, target }) = work.grafts.pop_first() {
+            if work.merged > MAX_MERGED {
+                return Err(MergeError::Grafts { layer: layer.diff_id(), expected: MAX_MERGED });
+            }
             let directory = self.follow(layer, holder, &target)?;
             work.pairs.push((directory, from));
             self.apply_pairs(&mut work)?;
@@ -104,6 +115,7 @@ impl<'a> Merged<'a> {
             if self.arena.directories.len() > MAX_DIRECTORIES {
                 return Err(HeapFull { what: "directories", limit: MAX_DIRECTORIES as u64 }.into());
             }
+            work.merged += self.arena.directory(merged).children.len() as u64;
             self.apply_directory(work, merged, number);
         }
         Ok(())

@@ -38,6 +38,17 @@ pub enum MergeError {
         /// The target of the symlink, made printable.
         path: String,
     },
+    /// The paths of a layer lead through symlinks into large directories too often.
+    #[error(
+        "layer {layer}: too many paths through symlinks into large directories: expected at most \
+         {expected} entries"
+    )]
+    Grafts {
+        /// diffID of the layer that holds the paths.
+        layer: Digest,
+        /// The limit: entries of the directories, counted for each path.
+        expected: u64,
+    },
     /// More layers than the merge has numbers for.
     #[error("too many layers: expected at most {expected}, found {found}")]
     Layers {

@@ -22,6 +22,8 @@ mod tests;
 
 pub use error::MergeError;
 
+use std::borrow::Cow;
+
 use crate::{digest::Digest, format::Sealed, layer::Layer, nodeid::Slot, tree::Totals};
 
 /// Goes up whenever a tree of the same layers would come out differently.
@@ -64,6 +66,11 @@ impl BuiltTree {
     /// The tree's file under a slot: the same tree gives the same bytes but for the header.
     pub fn encode(&self, slot: Slot) -> Vec<u8> {
         self.sealed.encode(slot)
+    }
+
+    /// What [`Self::encode`] gives, in pieces to be written one after the other: spares a copy.
+    pub fn parts(&self, slot: Slot) -> impl Iterator<Item = Cow<'_, [u8]>> {
+        self.sealed.parts(slot)
     }
 }
 

@@ -87,7 +87,7 @@ impl Pending {
     }
 }
 
-/// A path or link target: the entry's own record, its GNU long name, a global record, the header.
+/// A path or link target: the entry's GNU long name, its own record, a global record, the header.
 fn first(
     record: Value<Vec<u8>>,
     long: Vec<u8>,
@@ -95,8 +95,8 @@ fn first(
     header: impl FnOnce() -> Vec<u8>,
 ) -> Vec<u8> {
     match (record, global) {
-        (Value::Set(record), _) => record,
         _ if !long.is_empty() => long,
+        (Value::Set(record), _) => record,
         (Value::Absent, Value::Set(global)) => global.clone(),
         _ => header(),
     }

@@ -34,9 +34,9 @@
 //!
 //! # Names and numbers
 //!
-//! - The path is the first of: `GNU.sparse.name`, PAX `path`, GNU long name, `path` of a global
-//!   header, prefix and name of the header block. (Go lets a GNU long name win over PAX `path`; GNU
-//!   tar does as we do. No writer is known to emit both.) The link target goes likewise.
+//! - The path is the first of: `GNU.sparse.name`, GNU long name, PAX `path`, `path` of a global
+//!   header, prefix and name of the header block, as in Go. (With GNU tar, PAX `path` wins. No writer
+//!   is known to emit both.) The link target goes likewise.
 //! - Names are bytes. A GNU-format header whose atime and ctime are no numbers but ASCII text holds
 //!   a ustar prefix there: Go before 1.8, hence Docker of that time, wrote such layers.
 //! - An empty PAX value takes back the global value, and the header block's field counts; an
@@ -57,8 +57,8 @@
 //! Two blocks of zeros end the archive; what follows is ignored. So do one block of zeros, or none,
 //! right before the end of the stream. One block of zeros before something else is an error, as in
 //! Go. The stream may end within the padding of the last content, as in Go; anywhere else inside an
-//! entry it is [`TarError::Truncated`]. Records and long names that no entry follows are dropped
-//! when zero blocks end the archive, and truncation when the stream just ends.
+//! entry it is [`TarError::Truncated`]. Records and long names that no entry follows are dropped,
+//! as in Go.
 //!
 //! # Bounds
 //!

@@ -176,8 +176,7 @@ impl TarParser {
             Some((what, self.offset - found, BLOCK as u64, found))
         };
         match &self.state {
-            State::Header if self.filled == 0 && self.pending.begin.is_none() => None,
-            State::Zero if self.filled == 0 => None,
+            State::Header | State::Zero if self.filled == 0 => None,
             State::Header | State::Zero => block("header block"),
             State::Extension(_) => block("sparse map"),
             State::Text(_, text, stored) => {
@@ -187,7 +186,6 @@ impl TarParser {
                 let found = bytes.len() as u64;
                 Some((about.noun(), self.offset - found, *total, found))
             }
-            State::Skip { content: 0, .. } if self.pending.begin.is_some() => block("header block"),
             State::Skip { content: 0, .. } | State::End => None,
             State::Skip { what, begin, content, .. } => {
                 let found = self.offset - begin;

@@ -61,7 +61,10 @@ impl Tree {
     /// # Errors
     /// When the bytes are no tree of this version, are damaged, or hold what no merge writes.
     pub fn open(bytes: Bytes) -> Result<Self, FormatError> {
-        let file = Container::open(bytes, FileType::Tree)?;
+        Container::open(bytes, FileType::Tree, Self::check)
+    }
+
+    fn check(file: Container) -> Result<Self, FormatError> {
         let meta: &TreeMeta = file.single(Section::Meta)?;
         let bad = |problem| Section::Meta.bad(0, problem);
         let chain_id = match meta.chain_algorithm {

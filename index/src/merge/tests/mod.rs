@@ -1,5 +1,6 @@
 //! The merge against tables and against a naive model.
 
+mod hostile;
 mod model;
 mod random;
 mod table;

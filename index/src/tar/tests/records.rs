@@ -115,11 +115,11 @@ fn long_names() {
     assert_eq!(entry.path, [b'n'; 600]);
     assert_eq!((&entry.link[..], entry.header_offset), (&b"target"[..], 0));
 
-    // PAX wins in either order; an empty long name is none
+    // The long name wins in either order, as in Go; an empty one is none
     let (gnu, own) = (long(b'L', b"gnu\0"), pax(b'x', &[("path", b"pax")]));
     let last = header(b'0', "ustar", 0);
-    assert_eq!(one(&[&gnu, &own, &last]).path, b"pax");
-    assert_eq!(one(&[&own, &gnu, &last]).path, b"pax");
+    assert_eq!(one(&[&gnu, &own, &last]).path, b"gnu");
+    assert_eq!(one(&[&own, &gnu, &last]).path, b"gnu");
     assert_eq!(one(&[&pax(b'g', &[("path", b"global")]), &gnu, &last]).path, b"gnu");
     assert_eq!(one(&[&long(b'L', b""), &last]).path, b"ustar");
 
