@@ -1,8 +1,8 @@
 //! Everything that an opened layer or tree gives access to.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use peel_index::{CodecError, FileKind, Layer, NodeId, Piece, Slot, SpanSource, Tree};
+use peel_index::{CodecError, FileKind, Layer, NodeId, Piece, Slot, SpanSource, TarStream, Tree};
 
 /// Ranges of a file to ask for, besides all of it: offset and length.
 const RANGES: [(u64, u64); 4] = [(1, 1), (0, 4096), (511, 1024), (u64::MAX, u64::MAX)];
@@ -64,20 +64,18 @@ fn pieces(layer: &Layer, number: u32, offset: u64, len: u64) -> u64 {
     sum
 }
 
-/// The whole tar of a layer by its spans.
+/// The whole tar of a layer again.
 ///
 /// # Errors
 /// When a span cannot be decoded.
 ///
 /// # Panics
 /// When a span lies outside of blob or copy.
-pub fn tar(layer: &Layer, blob: &[u8], copy: &[u8]) -> Result<Vec<u8>, CodecError> {
-    let mut tar = Vec::new();
-    for index in 0..layer.span_count() {
-        let span = layer.span(index).expect("in range");
+pub fn tar(layer: Arc<Layer>, blob: &[u8], copy: &[u8]) -> Result<Vec<u8>, CodecError> {
+    let (mut tar, mut stream) = (Vec::new(), TarStream::new(layer));
+    while let Some(span) = stream.wanted() {
         let source = if span.source == SpanSource::Blob { blob } else { copy };
-        let range = &source[span.offset as usize..][..span.len as usize];
-        tar.append(&mut layer.decode_span(index, range)?);
+        tar.extend_from_slice(stream.push(&source[span.offset as usize..][..span.len as usize])?);
     }
     Ok(tar)
 }

@@ -127,12 +127,12 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(built.copy_len, copy.len() as u64);
     assert_eq!(built.blob, digest(Algorithm::Sha512, &blob));
     assert_eq!(built.diff_id, digest(Algorithm::Sha256, &tar));
-    let layer = Layer::open(Arc::new(built.encode(slot(1)))).expect("just built");
+    let layer = Arc::new(Layer::open(Arc::new(built.encode(slot(1)))).expect("just built"));
     assert_eq!((layer.blob(), layer.diff_id()), (built.blob, built.diff_id));
     assert_eq!(layer.numbering(), built.numbering());
     walk::layer(&layer);
-    assert!(walk::tar(&layer, &blob, &copy).expect("just built") == tar);
-    for stack in [&[&layer][..], &[&layer, &layer]] {
+    assert!(walk::tar(layer.clone(), &blob, &copy).expect("just built") == tar);
+    for stack in [&[&*layer][..], &[&*layer, &*layer]] {
         if let Some(tree) = merged(stack) {
             walk::tree(&tree);
         }

@@ -1,11 +1,12 @@
 //! `decode_span` over a hostile span: any coding, lengths, window and compressed bytes, with a digest
 //! that is right.
 //!
-//! Invariants: no panic; what comes out is as long as the span says; memory in proportion to that.
+//! Invariants: no panic; what comes out is as long as the span says; memory in proportion to that; a
+//! decoder that has seen it before, or failed over it, gives the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use peel_index::{SPAN_MAX, Span, SpanCoding, SpanSource, decode_span};
+use peel_index::{SPAN_MAX, Span, SpanCoding, SpanDecoder, SpanSource, decode_span};
 use peel_index_fuzz::{input::Input, memory};
 
 /// The state of inflate, and the deflate window twice.
@@ -30,7 +31,12 @@ fuzz_target!(|data: &[u8]| {
         digest: *blake3::hash(compressed).as_bytes(),
     };
     let limit = tar_len.min(SPAN_MAX) as usize + MAX_OVERHEAD;
-    if let Ok(tar) = memory::bounded(limit, || decode_span(&span, window, compressed)) {
-        assert_eq!(tar.len(), tar_len as usize);
+    let expected = memory::bounded(limit, || decode_span(&span, window, compressed)).ok();
+    assert!(expected.as_ref().is_none_or(|tar| tar.len() == tar_len as usize));
+    let (mut decoder, mut tar) = (SpanDecoder::default(), Vec::new());
+    for _ in 0..2 {
+        let decoded = decoder.decode(&span, window, compressed, &mut tar);
+        assert_eq!(decoded.is_ok(), expected.is_some());
+        assert!(expected.as_ref().is_none_or(|expected| *expected == tar));
     }
 });
