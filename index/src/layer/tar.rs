@@ -9,8 +9,10 @@ use crate::codec::{CodecError, Span, SpanDecoder};
 /// gives the tar bytes. Holds one span, so 4 MiB at most.
 ///
 /// ```no_run
-/// # fn read(span: &peel_index::Span) -> Vec<u8> { unimplemented!() }
-/// # fn all(layer: std::sync::Arc<peel_index::Layer>) -> Result<(), peel_index::CodecError> {
+/// # fn all(
+/// #     layer: std::sync::Arc<peel_index::Layer>,
+/// #     read: impl Fn(&peel_index::Span) -> Vec<u8>,
+/// # ) -> Result<(), peel_index::CodecError> {
 /// let mut stream = peel_index::TarStream::new(layer);
 /// while let Some(span) = stream.wanted() {
 ///     let tar = stream.push(&read(&span))?;
