@@ -15,7 +15,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use peel_index::{Digest, Tree};
@@ -54,12 +53,6 @@ pub(super) struct Engine {
     /// GC was asked for and kept away.
     garbage: AtomicBool,
     stopping: AtomicBool,
-}
-
-/// Nanoseconds since the epoch.
-pub(super) fn now_ns() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.as_nanos().try_into().unwrap_or(i64::MAX)
 }
 
 /// Refuses a root that a newer peel has written, and marks a new one.

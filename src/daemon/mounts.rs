@@ -19,11 +19,11 @@ use std::{
 use peel_index::{Slot, Tree};
 use rustix::process::Pid;
 
-use super::engine::{Engine, now_ns};
+use super::engine::Engine;
 use crate::{
     api::{self, mount_spec::Spec},
     failure::{Class, Failure},
-    metadata::{IdKind, MountRecord, MountState, RootfsKind, SnapshotRecord},
+    metadata::{IdKind, MountRecord, MountState, RootfsKind, SnapshotRecord, now_ns},
     mountinfo::{self, MountEntry},
     snapshot::RootAttributes,
 };

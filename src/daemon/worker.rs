@@ -10,7 +10,7 @@ use std::{
     },
     process::ExitCode,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use peel_fuse::{
@@ -75,7 +75,7 @@ fn inherited(fd: RawFd) -> OwnedFd {
 }
 
 fn serve(options: Options) -> Result<(), Failure> {
-    let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let started_at_ns = crate::metadata::now_ns();
     let paths = &options.paths;
     let log = telemetry::open_log(&paths.log())
         .map_err(|e| Failure::io(&e, format!("cannot open the log: {e}")))?;
@@ -110,7 +110,7 @@ fn serve(options: Options) -> Result<(), Failure> {
         engine: Arc::clone(&engine),
         stop: Arc::clone(&stop),
         restarts: options.restarts,
-        started_at_ns: started_at.as_nanos().try_into().unwrap_or_default(),
+        started_at_ns,
     };
     tracing::info!(pid = std::process::id(), restarts = options.restarts, "worker serves");
     let served = runtime.block_on(answer(listener, service, Arc::clone(&engine), stop));

@@ -30,11 +30,11 @@ pub fn sweep(
     let mut trees: HashSet<Option<Digest>> = images.iter().map(|i| i.chain_id).collect();
     let mut diff_ids: HashSet<Digest> = images.iter().flat_map(diff_ids).collect();
     let uppers = metadata.snapshots()?;
-    for chain in layers.chain_ids() {
-        // A tree that does not open serves nobody
-        let Ok(Some(tree)) = layers.tree_by_chain_id(chain) else { continue };
+    for (chain, slot) in layers.tree_slots() {
         // A snapshot needs what it was made on, though its image may have been pulled anew since
-        if held.contains(&tree.slot()) || uppers.iter().any(|s| s.chain_id == chain) {
+        if held.contains(&slot) || uppers.iter().any(|s| s.chain_id == chain) {
+            // A tree that does not open serves nobody
+            let Ok(Some(tree)) = layers.tree_by_chain_id(chain) else { continue };
             trees.insert(chain);
             diff_ids.extend(tree.layers().map(|layer| layer.diff_id));
         }

@@ -1,10 +1,6 @@
 //! Pull: resolve, choose the platform, fetch and index the layers, record the image.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::StreamExt as _;
 use peel_index::{Algorithm, Digest, chain_id};
@@ -21,7 +17,7 @@ use super::{
 };
 use crate::{
     failure::{Class, Failure},
-    metadata::{ImageRecord, LayerRef, TargetDescriptor},
+    metadata::{ImageRecord, LayerRef, TargetDescriptor, now_ns},
     oci::{Descriptor, ImageConfig, ImageManifest, Platform, Reference, Selection, Step},
 };
 
@@ -143,8 +139,7 @@ impl Images {
         layers: Vec<LayerRef>,
     ) -> Result<ImageRecord, Failure> {
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = now.as_nanos().try_into().unwrap_or(i64::MAX);
+        let now = now_ns();
         let between = |digest: &Digest| {
             ![found.target.digest, found.manifest.digest, found.manifest.config.digest]
                 .contains(digest)
@@ -277,7 +272,7 @@ fn progress(number: usize, layer: &LayerRef, stage: Stage) -> LayerProgress {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     joined(spawn_blocking(call).await)

@@ -4,8 +4,8 @@ use std::{fs::File, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
-use tokio::task::spawn_blocking;
 
+use super::pull::blocking;
 use crate::{
     content::OciLayout,
     failure::{Class, Failure},
@@ -111,10 +111,4 @@ async fn read(
 ) -> Result<Vec<u8>, Failure> {
     let (layout, descriptor) = (Arc::clone(layout), descriptor.clone());
     blocking(move || Ok(layout.read_blob(&descriptor, max)?)).await
-}
-
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    spawn_blocking(call).await.unwrap_or_else(|panic| Err(Failure::new(Class::Other, panic)))
 }

@@ -138,6 +138,11 @@ impl Layers {
         self.tables().layers.keys().copied().collect()
     }
 
+    /// chainIDs of all trees and their slots; no tree is opened for it.
+    pub fn tree_slots(&self) -> Vec<(Option<Digest>, Slot)> {
+        self.tables().trees.iter().map(|(chain, slot)| (*chain, *slot)).collect()
+    }
+
     /// chainIDs of all trees; `None` stands for the tree of no layer.
     pub fn chain_ids(&self) -> Vec<Option<Digest>> {
         self.tables().trees.keys().copied().collect()
