@@ -3,7 +3,7 @@
 use peel_index::Slot;
 use tracing::Level;
 
-use crate::source::ReadError;
+use crate::{metrics::Fault, source::ReadError};
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +108,29 @@ impl Error {
         }
     }
 
+    /// What the operator should know of, where this is anything of the kind.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::NotFound
+            | Self::NoXattr
+            | Self::Room { .. }
+            | Self::NotProvided
+            | Self::NotDirectory { .. }
+            | Self::IsDirectory { .. }
+            | Self::WrongKind { .. }
+            | Self::ReadOnly
+            | Self::Stale { .. } => None,
+            Self::Dangling { .. } => Some(Fault::Inconsistent),
+            Self::Read { source, .. } => Some(match source {
+                ReadError::NoLayer { .. } => Fault::Missing,
+                ReadError::NoContent { .. } | ReadError::Length { .. } => Fault::Inconsistent,
+                ReadError::Io { .. } => Fault::Unreadable,
+                ReadError::Damaged { .. } => Fault::Damaged,
+            }),
+            Self::Panic => Some(Fault::Panic),
+        }
+    }
+
     /// The error number that the caller gets, as in errno(3).
     pub fn errno(&self) -> i32 {
         self.outcome().0
@@ -144,9 +167,10 @@ mod tests {
     #[test]
     fn everyday_errors_are_quiet() {
         for error in [Error::NotFound, Error::NoXattr, Error::NotProvided] {
-            assert_eq!(error.level(), Level::TRACE);
+            assert_eq!((error.level(), error.fault()), (Level::TRACE, None));
         }
         let missing = Error::Dangling { ino: 1, layer: slot(), number: 9 };
         assert_eq!((missing.errno(), missing.level()), (libc::EIO, Level::ERROR));
+        assert_eq!(missing.fault(), Some(Fault::Inconsistent));
     }
 }

@@ -10,6 +10,7 @@
 //! * [`fs`]: the operations as plain functions that return a result; tested without FUSE.
 //! * [`error`]: one table from error to errno.
 //! * [`source`]: what the filesystem serves from, implemented by peel's `layers`.
+//! * [`metrics`]: what is asked, how fast it is answered, and what goes wrong.
 //! * [`session`]: mounting, INIT, and adoption by one worker after the other.
 //!
 //! Architecture invariant: there is no inode table and no open file. An inode number says by itself
@@ -23,6 +24,7 @@ extern crate self as peel_fuse;
 mod adapter;
 pub mod error;
 pub mod fs;
+pub mod metrics;
 mod pool;
 pub mod session;
 pub mod source;

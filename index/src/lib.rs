@@ -23,7 +23,7 @@ pub use attr::{Attr, Bytes, Entry, FileKind, MAX_FILE_SIZE, Piece};
 pub use build::{BUILDER_VERSION, BuildError, BuiltLayer, EntryProblem, LayerBuilder};
 pub use codec::{
     CodecError, Compression, Decoded, SPAN_MAX, SPAN_TARGET, Span, SpanCoding, SpanDecoder,
-    SpanSource, StreamDecoder, decode_span,
+    SpanReader, SpanSource, StreamDecoder, decode_span,
 };
 pub use digest::{Algorithm, Digest, DigestError, Hasher, chain_id};
 pub use format::{FORMAT_VERSION, FileType, FormatError, HEADER_LEN, Header, Xattrs, peek_header};

@@ -18,15 +18,39 @@ pub(super) type SpanKey = (Slot, u32);
 /// Why a span could not be decoded; shared by all who wait for it.
 pub(super) type SpanError = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Counters of the cache since the start.
+/// Counters of the cache since the start, and what it holds now.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct CacheStats {
-    /// Requests answered from memory, or by waiting for another's decode.
-    pub hits: u64,
-    /// Requests that decoded.
-    pub misses: u64,
-    /// Bytes held now.
+    /// Bound of `bytes`.
+    pub capacity: u64,
+    /// Bytes held now: decoded, compressed of spans that are suspended, decoders, spare buffers.
     pub bytes: u64,
+    /// Spans held now.
+    pub spans: u64,
+    /// Requests for a span answered from what was decoded.
+    pub hits: u64,
+    /// Requests that began a span.
+    pub misses: u64,
+    /// Requests that went on with a span that was decoded in part.
+    pub continued: u64,
+    /// Requests that waited for another's decode.
+    pub waits: u64,
+    /// Decodes that failed.
+    pub failures: u64,
+    /// Spans decoded ahead of any request, wholly or in part.
+    pub ahead_started: u64,
+    /// Of these, spans that were then asked for.
+    pub ahead_used: u64,
+    /// Of these, spans dropped before anybody asked.
+    pub ahead_wasted: u64,
+    /// Compressed bytes read and verified.
+    pub compressed_bytes: u64,
+    /// Bytes decoded.
+    pub inflated_bytes: u64,
+    /// Bytes of spans given to readers.
+    pub served_bytes: u64,
+    /// Spans dropped to make room.
+    pub evictions: u64,
 }
 
 /// See the module.
@@ -86,6 +110,7 @@ impl Table {
         while self.stats.bytes > capacity {
             let Some((_, evicted)) = self.spans.pop_lru() else { break };
             self.stats.bytes -= evicted.len() as u64;
+            self.stats.evictions += 1;
         }
     }
 }
@@ -108,7 +133,8 @@ impl SpanCache {
 
     /// Counters.
     pub fn stats(&self) -> CacheStats {
-        self.lock().stats
+        let table = self.lock();
+        CacheStats { capacity: self.capacity, spans: table.spans.len() as u64, ..table.stats }
     }
 
     /// The span from memory, or from `decode`, which runs once for all who ask at the same time.

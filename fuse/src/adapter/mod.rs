@@ -15,6 +15,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -31,6 +32,7 @@ use self::convert::{file_attr, file_type, nothing};
 use crate::{
     error::Error,
     fs::{BLOCK_SIZE, Filesystem, Inode, Lookup},
+    metrics::{Arrived, Kind, Metrics},
     pool::Pool,
     source::FileSource,
 };
@@ -46,6 +48,7 @@ const GENERATION: Generation = Generation(0);
 pub(crate) struct Adapter<S: FileSource> {
     filesystem: Filesystem<S>,
     reads: Pool<Read>,
+    metrics: Arc<Metrics>,
 }
 
 /// A read on its way through the pool.
@@ -54,40 +57,75 @@ struct Read {
     ino: u64,
     offset: u64,
     len: u32,
+    arrived: Arrived,
     reply: ReplyData,
 }
 
 impl<S: FileSource> Adapter<S> {
-    pub(crate) fn new(filesystem: Filesystem<S>, read_threads: usize) -> io::Result<Self> {
-        let reader = filesystem.clone();
+    pub(crate) fn new(
+        filesystem: Filesystem<S>,
+        read_threads: usize,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let (reader, counted) = (filesystem.clone(), Arc::clone(&metrics));
         let reads = Pool::start(read_threads, move |read: Read, buffer| {
-            let Read { ino, offset, len, reply } = read;
-            match answer("read", ino, || reader.read(ino, offset, len, buffer)) {
-                Ok(()) => reply.data(buffer),
+            let Read { ino, offset, len, arrived, reply } = read;
+            counted.read_taken(arrived);
+            match answer(&counted, Kind::Read, ino, || reader.read(ino, offset, len, buffer)) {
+                Ok(()) => {
+                    counted.read_bytes(buffer.len());
+                    reply.data(buffer);
+                }
                 Err(errno) => reply.error(errno),
             }
+            counted.answered(Kind::Read, arrived);
         })?;
-        Ok(Self { filesystem, reads })
+        Ok(Self { filesystem, reads, metrics })
+    }
+
+    /// Counts a request, answers it by `run`, and counts the answer.
+    fn count(&self, kind: Kind, request: &Request, run: impl FnOnce()) {
+        let arrived = self.metrics.arrived(kind, request.unique().0);
+        run();
+        self.metrics.answered(kind, arrived);
+    }
+
+    fn answer<T>(
+        &self,
+        kind: Kind,
+        ino: INodeNo,
+        run: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Errno> {
+        answer(&self.metrics, kind, ino.0, run)
     }
 }
 
-/// Runs an operation; logs what goes wrong, panics included, and says what the caller gets.
+/// Runs an operation; logs and counts what goes wrong, panics included, and says what the caller
+/// gets.
 fn answer<T>(
-    operation: &'static str,
+    metrics: &Metrics,
+    kind: Kind,
     ino: u64,
     run: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Errno> {
     let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Error::Panic));
     result.map_err(|error| {
+        let name = kind.name();
         let cause = || {
             let causes = std::iter::successors(std::error::Error::source(&error), |e| e.source());
             causes.map(|e| format!(": {e}")).collect::<String>()
         };
         match error.level() {
-            Level::ERROR => tracing::error!("{operation} of inode {ino:#x}: {error}{}", cause()),
-            Level::WARN => tracing::warn!("{operation} of inode {ino:#x}: {error}{}", cause()),
-            Level::DEBUG => tracing::debug!("{operation} of inode {ino:#x}: {error}{}", cause()),
+            Level::ERROR => tracing::error!("{name} of inode {ino:#x}: {error}{}", cause()),
+            Level::WARN => tracing::warn!("{name} of inode {ino:#x}: {error}{}", cause()),
+            Level::DEBUG => tracing::debug!("{name} of inode {ino:#x}: {error}{}", cause()),
             _ => {}
+        }
+        if error.level() != Level::TRACE {
+            metrics.failed(kind);
+        }
+        if let Some(fault) = error.fault() {
+            metrics.fault(fault);
         }
         Errno::from_i32(error.errno())
     })
@@ -116,42 +154,56 @@ fn refusal(error: Error) -> Errno {
 }
 
 impl<S: FileSource> fuser::Filesystem for Adapter<S> {
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let find = || self.filesystem.lookup(parent.0, name.as_bytes());
-        match answer("lookup", parent.0, find) {
-            Ok(Lookup::Found(inode)) => {
-                let Inode { attr_ttl, entry_ttl, .. } = &inode;
-                reply.entry_with_ttls(attr_ttl, entry_ttl, &file_attr(&inode), GENERATION);
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Kind::Lookup, req, || {
+            let find = || self.filesystem.lookup(parent.0, name.as_bytes());
+            match self.answer(Kind::Lookup, parent, find) {
+                Ok(Lookup::Found(inode)) => {
+                    let Inode { attr_ttl, entry_ttl, .. } = &inode;
+                    reply.entry_with_ttls(attr_ttl, entry_ttl, &file_attr(&inode), GENERATION);
+                }
+                Ok(Lookup::Missing { ttl }) => {
+                    self.metrics.negative_lookup();
+                    match ttl.is_zero() {
+                        true => reply.error(refusal(Error::NotFound)),
+                        false => reply.entry(&ttl, &nothing(), GENERATION),
+                    }
+                }
+                Err(errno) => reply.error(errno),
             }
-            Ok(Lookup::Missing { ttl }) if ttl.is_zero() => reply.error(refusal(Error::NotFound)),
-            Ok(Lookup::Missing { ttl }) => reply.entry(&ttl, &nothing(), GENERATION),
-            Err(errno) => reply.error(errno),
-        }
+        });
     }
 
-    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match answer("getattr", ino.0, || self.filesystem.getattr(ino.0)) {
-            Ok(inode) => reply.attr(&inode.attr_ttl, &file_attr(&inode)),
-            Err(errno) => reply.error(errno),
-        }
+    fn forget(&self, req: &Request, _ino: INodeNo, _nlookup: u64) {
+        // Many come in one message, and none has an answer to be timed
+        self.metrics.arrived(Kind::Forget, req.unique().0);
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match answer("readlink", ino.0, || self.filesystem.readlink(ino.0)) {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
-        }
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.count(Kind::Getattr, req, || {
+            match self.answer(Kind::Getattr, ino, || self.filesystem.getattr(ino.0)) {
+                Ok(inode) => reply.attr(&inode.attr_ttl, &file_attr(&inode)),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(refusal(Error::NotProvided));
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.count(Kind::Readlink, req, || {
+            match self.answer(Kind::Readlink, ino, || self.filesystem.readlink(ino.0)) {
+                Ok(target) => reply.data(&target),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn open(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Kind::Open, req, || reply.error(refusal(Error::NotProvided)));
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -160,96 +212,110 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reads.submit(Read { ino: ino.0, offset, len, reply });
+        let arrived = self.metrics.arrived(Kind::Read, req.unique().0);
+        self.reads.submit(Read { ino: ino.0, offset, len, arrived, reply });
     }
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.error(refusal(Error::NotProvided));
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
-    fn fsync(&self, _r: &Request, _i: INodeNo, _f: FileHandle, _d: bool, reply: ReplyEmpty) {
-        reply.error(refusal(Error::NotProvided));
+    fn fsync(&self, req: &Request, _i: INodeNo, _f: FileHandle, _d: bool, reply: ReplyEmpty) {
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(refusal(Error::NotProvided));
+    fn opendir(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Kind::Opendir, req, || reply.error(refusal(Error::NotProvided)));
     }
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let mut add = |entry: crate::fs::DirEntry<'_>| {
-            let name = OsStr::from_bytes(entry.name);
-            reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name)
-        };
-        match answer("readdir", ino.0, || self.filesystem.readdir(ino.0, offset, &mut add)) {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.count(Kind::Readdir, req, || {
+            let mut add = |entry: crate::fs::DirEntry<'_>| {
+                let name = OsStr::from_bytes(entry.name);
+                reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name)
+            };
+            let list = || self.filesystem.readdir(ino.0, offset, &mut add);
+            match self.answer(Kind::Readdir, ino, list) {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let mut add = |entry: crate::fs::DirEntry<'_>, inode: &Inode| {
-            let name = OsStr::from_bytes(entry.name);
-            let (number, ttl) = (INodeNo(entry.ino), &inode.entry_ttl);
-            let attr = FileAttr { ino: number, ..file_attr(inode) };
-            reply.add(number, entry.offset, name, ttl, &attr, GENERATION)
-        };
-        match answer("readdirplus", ino.0, || self.filesystem.readdirplus(ino.0, offset, &mut add))
-        {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.count(Kind::Readdirplus, req, || {
+            let mut add = |entry: crate::fs::DirEntry<'_>, inode: &Inode| {
+                let name = OsStr::from_bytes(entry.name);
+                let (number, ttl) = (INodeNo(entry.ino), &inode.entry_ttl);
+                let attr = FileAttr { ino: number, ..file_attr(inode) };
+                reply.add(number, entry.offset, name, ttl, &attr, GENERATION)
+            };
+            let list = || self.filesystem.readdirplus(ino.0, offset, &mut add);
+            match self.answer(Kind::Readdirplus, ino, list) {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
-    fn fsyncdir(&self, _r: &Request, _i: INodeNo, _f: FileHandle, _d: bool, reply: ReplyEmpty) {
-        reply.error(refusal(Error::NotProvided));
+    fn fsyncdir(&self, req: &Request, _i: INodeNo, _f: FileHandle, _d: bool, reply: ReplyEmpty) {
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
-    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match answer("statfs", ino.0, || self.filesystem.statfs(ino.0)) {
-            Ok(s) => reply.statfs(s.blocks, 0, 0, s.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE),
-            Err(errno) => reply.error(errno),
-        }
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.count(Kind::Statfs, req, || {
+            match self.answer(Kind::Statfs, ino, || self.filesystem.statfs(ino.0)) {
+                Ok(s) => {
+                    reply.statfs(s.blocks, 0, 0, s.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
+                }
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let get = || fits(self.filesystem.getxattr(ino.0, name.as_bytes())?, size);
-        reply_xattr(answer("getxattr", ino.0, get), size, reply);
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.count(Kind::Getxattr, req, || {
+            let get = || fits(self.filesystem.getxattr(ino.0, name.as_bytes())?, size);
+            reply_xattr(self.answer(Kind::Getxattr, ino, get), size, reply);
+        });
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let list = || fits(self.filesystem.listxattr(ino.0)?, size);
-        reply_xattr(answer("listxattr", ino.0, list), size, reply);
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.count(Kind::Listxattr, req, || {
+            let list = || fits(self.filesystem.listxattr(ino.0)?, size);
+            reply_xattr(self.answer(Kind::Listxattr, ino, list), size, reply);
+        });
     }
 
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         // default_permissions: the kernel checks by itself
-        reply.error(refusal(Error::NotProvided));
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
     fn ioctl(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
@@ -258,12 +324,12 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(refusal(Error::NotProvided));
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
     fn poll(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _handle: PollNotifier,
@@ -271,19 +337,19 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        reply.error(refusal(Error::NotProvided));
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _offset: i64,
         _whence: i32,
         reply: ReplyLseek,
     ) {
-        reply.error(refusal(Error::NotProvided));
+        self.count(Kind::Declined, req, || reply.error(refusal(Error::NotProvided)));
     }
 
     // The mount is read-only, so the kernel lets none of what follows through. It is refused here
@@ -291,7 +357,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _mode: Option<u32>,
         _uid: Option<u32>,
@@ -307,12 +373,12 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         _parent: INodeNo,
         _name: &OsStr,
         _mode: u32,
@@ -320,36 +386,36 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn mkdir(
         &self,
-        _req: &Request,
+        req: &Request,
         _parent: INodeNo,
         _name: &OsStr,
         _mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(refusal(Error::ReadOnly));
+    fn unlink(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
-    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(refusal(Error::ReadOnly));
+    fn rmdir(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
-    fn symlink(&self, _r: &Request, _p: INodeNo, _n: &OsStr, _t: &Path, reply: ReplyEntry) {
-        reply.error(refusal(Error::ReadOnly));
+    fn symlink(&self, req: &Request, _p: INodeNo, _n: &OsStr, _t: &Path, reply: ReplyEntry) {
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         _parent: INodeNo,
         _name: &OsStr,
         _new_parent: INodeNo,
@@ -357,16 +423,16 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
-    fn link(&self, _r: &Request, _i: INodeNo, _p: INodeNo, _n: &OsStr, reply: ReplyEntry) {
-        reply.error(refusal(Error::ReadOnly));
+    fn link(&self, req: &Request, _i: INodeNo, _p: INodeNo, _n: &OsStr, reply: ReplyEntry) {
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _offset: u64,
@@ -376,12 +442,12 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _name: &OsStr,
         _value: &[u8],
@@ -389,16 +455,16 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(refusal(Error::ReadOnly));
+    fn removexattr(&self, req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         _parent: INodeNo,
         _name: &OsStr,
         _mode: u32,
@@ -406,12 +472,12 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _offset: u64,
@@ -419,12 +485,12 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         _fh_in: FileHandle,
         _offset_in: u64,
@@ -435,18 +501,24 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(refusal(Error::ReadOnly));
+        self.count(Kind::Change, req, || reply.error(refusal(Error::ReadOnly)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Fault;
 
     #[test]
     fn panics_are_answered() {
-        let result = answer("test", 1, || -> Result<(), Error> { panic!("part of the test") });
+        let metrics = Metrics::default();
+        let run = || -> Result<(), Error> { panic!("part of the test") };
+        let result = answer(&metrics, Kind::Statfs, 1, run);
         assert_eq!(result.map_err(Errno::code), Err(libc::EIO));
+        let counted = metrics.snapshot();
+        assert!(counted.faults.contains(&(Fault::Panic, 1)));
+        assert_eq!(counted.kinds[Kind::Statfs as usize].errors, 1);
     }
 
     #[test]

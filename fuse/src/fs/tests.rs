@@ -386,3 +386,26 @@ fn numbers_from_nowhere_are_stale() {
         assert!(errors.iter().all(|e| *e == libc::ESTALE), "{ino:#x}: {errors:?}");
     }
 }
+
+#[test]
+fn holes_read_as_zeros_beyond_4_gib() {
+    const SIZE: u64 = 5 << 30;
+    let data = noise(3000, 4);
+    let mut source = MemorySource::default();
+    let extents = vec![((4 << 30) - 1000, data.clone())];
+    source.add_layer(slot(5), &[Node::new("huge", Kind::Sparse(SIZE, extents))]);
+    source.add_tree(slot(TREE), &[slot(5)]);
+    let filesystem = Filesystem::new(Arc::new(source));
+    let huge = filesystem.walk("17/huge");
+    assert_eq!(huge.attr.size, SIZE);
+    let read = |offset: u64, len: u32| {
+        let mut out = Vec::new();
+        filesystem.read(huge.ino, offset, len, &mut out).expect("a file");
+        out
+    };
+    assert_eq!(read((4 << 30) - 1010, 3020), [&[0; 10], &data[..], &[0; 10]].concat());
+    assert_eq!(read((4 << 30) + 1, 5), data[1001..1006]);
+    assert_eq!(read(SIZE - 2, 100), [0, 0]);
+    assert_eq!(read(SIZE, 100), []);
+    assert_eq!(read(u64::MAX, u32::MAX), []);
+}

@@ -8,6 +8,7 @@ use std::{
     io,
     mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::Arc,
 };
 
 use rustix::{
@@ -17,7 +18,7 @@ use rustix::{
 };
 
 use super::init::{Handshake, OUT_HEADER_LEN, REPLY_LEN};
-use crate::{adapter::Adapter, fs::Filesystem, source::FileSource};
+use crate::{adapter::Adapter, fs::Filesystem, metrics::Metrics, source::FileSource};
 
 /// Device number of /dev/fuse (Documentation/admin-guide/devices.txt).
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
@@ -106,9 +107,15 @@ pub fn inherited_device(number: RawFd) -> Result<OwnedFd, AdoptError> {
 #[derive(Debug)]
 pub struct Server<S: FileSource> {
     session: fuser::Session<Adapter<S>>,
+    metrics: Arc<Metrics>,
 }
 
 impl<S: FileSource> Server<S> {
+    /// What is counted while it serves.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
     /// Serves until the connection ends, which is when it is unmounted everywhere or aborted.
     ///
     /// # Errors
@@ -142,7 +149,8 @@ pub fn adopt<S: FileSource>(
     rustix::io::write(&kernel, &handshake.synthetic_request().encode())
         .map_err(failed("sending INIT"))?;
 
-    let adapter = Adapter::new(filesystem, options.read_threads)
+    let metrics = Arc::<Metrics>::default();
+    let adapter = Adapter::new(filesystem, options.read_threads, Arc::clone(&metrics))
         .map_err(|source| AdoptError::Setup { step: "starting threads", source })?;
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
@@ -159,7 +167,7 @@ pub fn adopt<S: FileSource>(
     } else {
         tracing::warn!("this kernel cannot send requests again (Linux 6.9 can)");
     }
-    Ok(Server { session })
+    Ok(Server { session, metrics })
 }
 
 /// Reads fuser's answer to INIT. Only its success counts: fuser keeps nothing of what it agrees

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     Directory,
     /// A file with this content.
     File(Vec<u8>),
+    /// A sparse file of this size, with data at these offsets: PAX format 1.0 of GNU tar.
+    Sparse(u64, Vec<(u64, Vec<u8>)>),
     /// A symlink to this target.
     Symlink(String),
     /// Another name of this path.
@@ -103,7 +105,19 @@ fn append(tar: &mut tar::Builder<impl std::io::Write>, node: &Node) {
 
     let mut records = Vec::new();
     pax_record(&mut records, "mtime", node.mtime.as_bytes());
-    pax_record(&mut records, "path", node.path.as_bytes());
+    let packed = match &node.kind {
+        Kind::Sparse(size, extents) => {
+            pax_record(&mut records, "GNU.sparse.major", b"1");
+            pax_record(&mut records, "GNU.sparse.minor", b"0");
+            pax_record(&mut records, "GNU.sparse.name", node.path.as_bytes());
+            pax_record(&mut records, "GNU.sparse.realsize", size.to_string().as_bytes());
+            pack(extents)
+        }
+        _ => {
+            pax_record(&mut records, "path", node.path.as_bytes());
+            Vec::new()
+        }
+    };
     for (name, value) in &node.xattrs {
         pax_record(&mut records, &format!("SCHILY.xattr.{name}"), value);
     }
@@ -111,6 +125,7 @@ fn append(tar: &mut tar::Builder<impl std::io::Write>, node: &Node) {
     let (kind, content, link) = match &node.kind {
         Kind::Directory => (Type::Directory, &[][..], None),
         Kind::File(content) => (Type::Regular, &content[..], None),
+        Kind::Sparse(..) => (Type::Regular, &packed[..], None),
         Kind::Symlink(target) => (Type::Symlink, &[][..], Some(target)),
         Kind::HardLink(target) => (Type::Link, &[][..], Some(target)),
         Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor) => {
@@ -138,6 +153,15 @@ fn append(tar: &mut tar::Builder<impl std::io::Write>, node: &Node) {
     header.set_size(content.len() as u64);
     header.set_cksum();
     tar.append(&header, content).expect("memory takes it all");
+}
+
+/// The map of a sparse file, filled up to a block, and its data.
+fn pack(extents: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let lines = extents.iter().map(|(offset, data)| format!("{offset}\n{}\n", data.len()));
+    let mut packed = format!("{}\n{}", extents.len(), lines.collect::<String>()).into_bytes();
+    packed.resize(packed.len().next_multiple_of(512), 0);
+    extents.iter().for_each(|(_, data)| packed.extend_from_slice(data));
+    packed
 }
 
 /// `<length of the whole record> <key>=<value>\n`

@@ -135,6 +135,17 @@ impl Keeper {
         worker.wait().expect("a child of ours");
     }
 
+    /// Ends worker, connection and mount, and makes new ones of the same image.
+    pub(crate) fn mount_again(&mut self) {
+        if self.worker.is_some() {
+            self.kill_worker();
+        }
+        self.let_go();
+        abort(&self.target);
+        self.mounted = Some(mount(&self.target).expect("mounted"));
+        self.start_worker();
+    }
+
     /// Lets go of the connection, as a keeper that dies does; the mount stays.
     pub(crate) fn let_go(&mut self) {
         self.mounted = None;

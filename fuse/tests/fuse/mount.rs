@@ -4,27 +4,15 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read as _, Seek as _, SeekFrom},
-    os::{
-        fd::AsRawFd as _,
-        unix::{
-            fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
-            process::CommandExt as _,
-        },
+    os::unix::{
+        fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
     },
-    path::Path,
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
-use peel_fuse::{
-    FileSource, Filesystem, ReadError, ServeOptions, adopt,
-    session::{LowerMount, LowerState, READAHEAD_KIB, clear_stale, raise_readahead},
-};
-use peel_index::{Layer, Slot, Tree};
+use peel_fuse::session::{LowerMount, LowerState, READAHEAD_KIB, clear_stale, raise_readahead};
 
 use crate::{
     image::{Kind, MemorySource, Node, noise, slot},
@@ -161,87 +149,6 @@ fn device_nodes_suid_and_exec_work() {
     let mut zero = fs::File::open(keeper.tree(2).join("zero")).expect("a device");
     zero.read_exact(&mut room).expect("zeros");
     assert_eq!(room, [0; 16]);
-}
-
-/// Counts what the filesystem asks of its source.
-struct Counting {
-    source: MemorySource,
-    asked: Arc<AtomicU64>,
-}
-
-impl FileSource for Counting {
-    fn tree(&self, slot: Slot) -> Option<Arc<Tree>> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        self.source.tree(slot)
-    }
-
-    fn layer(&self, slot: Slot) -> Option<Arc<Layer>> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        self.source.layer(slot)
-    }
-
-    fn read(
-        &self,
-        layer: Slot,
-        number: u32,
-        offset: u64,
-        len: u32,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ReadError> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        self.source.read(layer, number, offset, len, out)
-    }
-}
-
-/// Names and contents only: extended attributes are asked for each time.
-fn walk(root: &Path) -> u64 {
-    let mut files = 0;
-    for entry in fs::read_dir(root).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let meta = fs::symlink_metadata(&path).expect("there");
-        if meta.is_dir() {
-            files += walk(&path);
-        } else if meta.is_file() {
-            files += 1;
-            fs::read(&path).expect("readable");
-        } else if meta.is_symlink() {
-            fs::read_link(&path).expect("readable");
-        }
-    }
-    files
-}
-
-#[test]
-fn a_second_walk_asks_nothing() {
-    if !can_mount("a_second_walk_asks_nothing") {
-        return;
-    }
-    let keeper = Keeper::mount(&image(), LIMIT);
-    let asked = Arc::new(AtomicU64::new(0));
-    let source = Counting { source: image(), asked: Arc::clone(&asked) };
-    let device = keeper.mounted().device().try_clone_to_owned().expect("dup");
-    let filesystem = Filesystem::new(Arc::new(source));
-    let options = ServeOptions { request_threads: 1, read_threads: 2 };
-    let server = adopt(device, keeper.mounted().handshake(), filesystem, &options);
-    let server = server.expect("adopted");
-    let served = std::thread::spawn(move || server.run());
-
-    // The way to the tree leads over the root, which is asked each time; so it is held open
-    let root = fs::File::open(keeper.tree(17)).expect("the tree");
-    let root = format!("/proc/self/fd/{}", root.as_raw_fd());
-    let root = Path::new(&root);
-    let files = walk(root);
-    assert!(files > 3000);
-    let missing = || fs::metadata(root.join("etc/missing")).map_err(|e| e.raw_os_error());
-    assert_eq!(missing().expect_err("not there"), Some(libc::ENOENT));
-    let first = asked.swap(0, Ordering::Relaxed);
-    assert!(first > 0);
-    assert_eq!(walk(root), files);
-    assert_eq!(missing().expect_err("not there"), Some(libc::ENOENT));
-    assert_eq!(asked.load(Ordering::Relaxed), 0, "after {first} in the first walk");
-
-    drop(keeper);
-    served.join().expect("no panic").expect("the connection ended");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::{
     CodecError, Compression, Sink,
     assembly::{Assembly, Limits},
     header::{Fault, Header, TRAILER},
-    members,
+    members::Members,
     table::DeflateSpan,
     zlib::{Inflate, Status, Stop, WINDOW},
 };
@@ -241,8 +241,8 @@ impl GzipStream {
     fn begin_gap(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
         let open = &self.open;
         let mut tar = vec![0; open.tar_len as usize];
-        let mut inflate = Inflate::new()?;
-        let decoded = members::decode(&mut inflate, &open.held, open.bits, &open.window, &mut tar);
+        let decoded =
+            Members::new(open.bits, &open.window, &open.held)?.decode(&open.held, &mut tar);
         if decoded != tar.len() {
             return Err(CodecError::Deflate { offset: self.offset });
         }

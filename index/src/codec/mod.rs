@@ -49,6 +49,7 @@ mod gzip;
 mod header;
 mod members;
 mod plain;
+mod reader;
 mod span;
 mod table;
 mod window;
@@ -63,6 +64,7 @@ use std::fmt;
 use self::{assembly::Assembly, gzip::GzipStream, plain::PlainStream, zstd::ZstdStream};
 pub use self::{
     error::CodecError,
+    reader::SpanReader,
     span::{Span, SpanCoding, SpanDecoder, SpanSource, decode_span},
 };
 

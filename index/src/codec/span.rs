@@ -4,10 +4,7 @@ use std::fmt;
 
 use ::zstd::bulk::Decompressor;
 
-use super::{
-    CodecError, SPAN_MAX, members,
-    zlib::{Inflate, WINDOW},
-};
+use super::{CodecError, SPAN_MAX, members::Members, zlib::WINDOW};
 
 /// What a span's compressed range is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +123,7 @@ pub fn decode_span(span: &Span, window: &[u8], compressed: &[u8]) -> Result<Vec<
 /// 100 KiB for zstd.
 #[derive(Default)]
 pub struct SpanDecoder {
-    inflate: Option<Inflate>,
+    members: Option<Members>,
     zstd: Option<Decompressor<'static>>,
     window: Vec<u8>,
 }
@@ -151,20 +148,8 @@ impl SpanDecoder {
         compressed: &[u8],
         tar: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
+        verify(span, compressed)?;
         let (origin, offset) = (span.source, span.offset);
-        if span.tar_len > SPAN_MAX {
-            let (found, max) = (u64::from(span.tar_len), u64::from(SPAN_MAX));
-            return Err(CodecError::Field { origin, offset, field: "tar_len", found, max });
-        }
-        if compressed.len() != span.len as usize {
-            let (expected, found) = (span.len, compressed.len());
-            return Err(CodecError::Length { origin, offset, expected, found });
-        }
-        let found = *blake3::hash(compressed).as_bytes();
-        if found != span.digest {
-            return Err(CodecError::Digest { origin, offset, expected: span.digest, found });
-        }
-
         tar.resize(span.tar_len as usize, 0);
         let decoded = match span.coding {
             SpanCoding::Plain => {
@@ -173,20 +158,19 @@ impl SpanDecoder {
                 len
             }
             SpanCoding::Deflate { bits } => {
-                if bits > 7 {
-                    let found = u64::from(bits);
-                    return Err(CodecError::Field { origin, offset, field: "bits", found, max: 7 });
-                }
                 self.unpack_window(window)?.map_err(|error| CodecError::Window {
                     origin,
                     offset,
                     what: error.to_string(),
                 })?;
-                let inflate = match &mut self.inflate {
-                    Some(inflate) => inflate,
-                    none => none.insert(Inflate::new()?),
+                let members = match &mut self.members {
+                    Some(members) => {
+                        members.reset(bits, &self.window, compressed);
+                        members
+                    }
+                    none => none.insert(Members::new(bits, &self.window, compressed)?),
                 };
-                members::decode(inflate, compressed, bits, &self.window, tar)
+                members.decode(compressed, tar)
             }
             // A single call: a frame's declared window needs no memory, for the output is the window
             SpanCoding::ZstdFrames => {
@@ -220,6 +204,27 @@ impl SpanDecoder {
     }
 }
 
-fn zstd_failed(error: std::io::Error) -> CodecError {
+/// Checks a span's fields, and that `compressed` are the bytes that were indexed.
+pub(super) fn verify(span: &Span, compressed: &[u8]) -> Result<(), CodecError> {
+    let (origin, offset) = (span.source, span.offset);
+    let field = |field, found, max| CodecError::Field { origin, offset, field, found, max };
+    if span.tar_len > SPAN_MAX {
+        return Err(field("tar_len", span.tar_len.into(), SPAN_MAX.into()));
+    }
+    if compressed.len() != span.len as usize {
+        let (expected, found) = (span.len, compressed.len());
+        return Err(CodecError::Length { origin, offset, expected, found });
+    }
+    let found = *blake3::hash(compressed).as_bytes();
+    if found != span.digest {
+        return Err(CodecError::Digest { origin, offset, expected: span.digest, found });
+    }
+    match span.coding {
+        SpanCoding::Deflate { bits } if bits > 7 => Err(field("bits", bits.into(), 7)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn zstd_failed(error: std::io::Error) -> CodecError {
     CodecError::Codec { codec: "zstd decoder", what: error.to_string() }
 }

@@ -157,6 +157,12 @@ impl Inflate {
         }
     }
 
+    /// Bytes of memory that zlib allocates for a stream: its window with some margin, and the codes.
+    pub(super) fn memory(&self) -> usize {
+        const STATE: usize = 48 << 10;
+        STATE + size_of::<z::z_stream>()
+    }
+
     /// Replaces the content of `window` by the last bytes decoded, at most [`WINDOW`].
     pub(super) fn copy_window(&self, window: &mut Vec<u8>) {
         window.clear();

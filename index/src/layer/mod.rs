@@ -16,7 +16,7 @@ pub use tar::TarStream;
 
 use crate::{
     attr::{Attr, Bytes, DIRECTORY_SIZE, FileKind, PERMISSION_MASK},
-    codec::{CodecError, Compression, Span, SpanSource, decode_span},
+    codec::{CodecError, Compression, Span, SpanReader, SpanSource, decode_span},
     digest::{Algorithm, Digest},
     format::{
         Container, FileType, FormatError, IMPLICIT, InodeRecord, LOWER_LINK, LayerDirent,
@@ -201,6 +201,16 @@ impl Layer {
     pub fn decode_span(&self, index: u32, compressed: &[u8]) -> Result<Vec<u8>, CodecError> {
         let span = self.known_span(index)?;
         decode_span(&span, self.window(&span), compressed)
+    }
+
+    /// Verifies exactly the compressed range of a span, its length and digest, and gives a reader
+    /// that decodes it as far as it is asked to. Nothing is decoded yet.
+    ///
+    /// # Errors
+    /// As [`Self::decode_span`].
+    pub fn begin_span(&self, index: u32, compressed: Vec<u8>) -> Result<SpanReader, CodecError> {
+        let span = self.known_span(index)?;
+        SpanReader::new(&span, self.window(&span), compressed)
     }
 
     fn known_span(&self, index: u32) -> Result<Span, CodecError> {

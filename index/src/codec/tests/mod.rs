@@ -143,9 +143,27 @@ fn assert_spans(blob: &[u8], tar: &[u8], decoded: &Decoded, limits: Limits) {
         let got = decode_span(span, window, range).unwrap_or_else(|e| panic!("{span:?}: {e}"));
         let expected = &tar[covered as usize..][..span.tar_len as usize];
         assert!(got == expected, "{span:?} decodes to something else");
+        assert_reader(span, window, range, expected);
         covered += u64::from(span.tar_len);
     }
     assert_eq!(covered, decoded.tar_len);
+}
+
+/// A reader gives the same in whatever steps.
+fn assert_reader(span: &Span, window: &[u8], range: &[u8], expected: &[u8]) {
+    let mut reader = SpanReader::new(span, window, range.to_vec()).unwrap();
+    assert_eq!(reader.tar_len(), expected.len());
+    let mut random = Random::new(span.tar_offset ^ range.len() as u64);
+    let mut upto = 0;
+    while !reader.is_complete() {
+        assert!(reader.memory() > reader.decoded().len());
+        upto += random.below(expected.len() / 3 + 300);
+        reader.advance(upto).unwrap();
+        assert!(reader.decoded().len() >= upto.min(expected.len()));
+        assert!(expected.starts_with(reader.decoded()), "{span:?} differs before {upto}");
+    }
+    reader.advance(usize::MAX).unwrap();
+    assert!(reader.into_bytes() == expected);
 }
 
 /// Decodes `blob` in several splits, which must make no difference, and checks every span.
