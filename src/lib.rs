@@ -9,7 +9,8 @@
 //!          gc → metadata, content, layers, snapshot
 //! layers (indexes, trees, span cache) → content, peel_index, peel_fuse
 //! registry → oci      content → oci      metadata, oci → peel_index::Digest
-//! below all: failure, mountinfo, paths, telemetry
+//! daemon, cli → stats → api, peel_fuse
+//! below all: failure, mountinfo, paths, process, telemetry
 //! ```
 
 pub mod api;
@@ -26,6 +27,8 @@ pub mod metadata;
 pub mod mountinfo;
 pub mod oci;
 pub mod paths;
+pub mod process;
 pub mod registry;
 pub mod snapshot;
+pub mod stats;
 pub mod telemetry;

@@ -87,6 +87,8 @@ pub(super) enum Command {
     Daemon(DaemonArgs),
     /// Show what runs
     Status(Json),
+    /// Show what is served, how fast, and what it takes
+    Stats(StatsArgs),
     /// Show the daemon's log
     Logs {
         /// Go on as it grows
@@ -98,6 +100,20 @@ pub(super) enum Command {
     },
     /// Show the version
     Version(Json),
+}
+
+/// `peel stats`.
+#[derive(Debug, Args)]
+pub(super) struct StatsArgs {
+    /// Print JSON; with --watch a document a line
+    #[arg(long)]
+    pub json: bool,
+    /// Count from what FILE says, the output of an earlier peel stats --json
+    #[arg(long, value_name = "FILE")]
+    pub since: Option<PathBuf>,
+    /// Print what happened in every so many seconds, until interrupted
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub watch: Option<u64>,
 }
 
 /// `peel pull`.

@@ -8,6 +8,7 @@ mod mount;
 mod output;
 mod progress;
 mod service;
+mod stats;
 
 use std::process::ExitCode;
 
@@ -110,6 +111,7 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
             None => bundle::create(context, command.create).await,
         },
         Command::Status(json) => service::status(context, json.json).await,
+        Command::Stats(args) => stats::stats(context, args).await,
         Command::Logs { follow, lines } => service::logs(context, follow, lines).await,
         Command::Version(json) => service::version(json.json),
         Command::Daemon(_) | Command::Run(_) => {

@@ -56,6 +56,11 @@ pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: &[[String; N]],
 ) -> Result<(), Failure> {
+    print(&self::rows(header, rows))
+}
+
+/// Rows under a header as text.
+pub(super) fn rows<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].len()]).max().unwrap_or_default()
@@ -70,7 +75,7 @@ pub(super) fn table<const N: usize>(
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    print(&text)
+    text
 }
 
 /// How long ago a time was, in its largest unit.

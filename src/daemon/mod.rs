@@ -20,6 +20,7 @@ mod engine;
 mod mounts;
 mod service;
 mod slots;
+mod stats;
 
 use std::process::ExitCode;
 

@@ -2,13 +2,14 @@
 
 use std::{os::unix::ffi::OsStrExt as _, sync::Arc};
 
+use peel_fuse::metrics::Metrics;
 use rustix::process::Pid;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
-use super::{convert, engine::Engine};
+use super::{convert, engine::Engine, stats};
 use crate::{
     api::{self, peel_server::Peel, pull_event::Event},
     failure::{Class, Failure, chain},
@@ -19,6 +20,7 @@ pub(super) struct Service {
     pub(super) stop: Arc<Notify>,
     pub(super) restarts: u64,
     pub(super) started_at_ns: i64,
+    pub(super) fuse: Arc<Metrics>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -69,6 +71,15 @@ impl Peel for Service {
                 state: engine.paths.state().as_os_str().as_bytes().to_vec(),
                 worker_started_at_ns,
             })
+        })
+        .await
+    }
+
+    async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+        let (restarts, started_at_ns) = (self.restarts, self.started_at_ns);
+        let fuse = Arc::clone(&self.fuse);
+        self.blocking(move |engine| {
+            Ok(stats::collect(engine, fuse.snapshot(), restarts, started_at_ns)?.into())
         })
         .await
     }

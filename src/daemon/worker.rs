@@ -15,6 +15,7 @@ use std::{
 
 use peel_fuse::{
     Filesystem, ServeOptions,
+    metrics::Metrics,
     session::{self, Handshake},
 };
 use tokio::{
@@ -98,7 +99,7 @@ fn serve(options: Options) -> Result<(), Failure> {
         Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
     let layers = Layers::open(paths.root(), Arc::clone(&content), SPAN_CACHE_BYTES);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
-    serve_files(fuse, &handshake, &layers)?;
+    let metrics = serve_files(fuse, &handshake, &layers)?;
 
     let engine = Engine::open(paths.clone(), content, layers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -111,6 +112,7 @@ fn serve(options: Options) -> Result<(), Failure> {
         stop: Arc::clone(&stop),
         restarts: options.restarts,
         started_at_ns,
+        fuse: metrics,
     };
     tracing::info!(pid = std::process::id(), restarts = options.restarts, "worker serves");
     let served = runtime.block_on(answer(listener, service, Arc::clone(&engine), stop));
@@ -120,12 +122,17 @@ fn serve(options: Options) -> Result<(), Failure> {
     served
 }
 
-/// Adopts the FUSE connection; its threads run until the process ends.
-fn serve_files(fuse: OwnedFd, handshake: &Handshake, layers: &Arc<Layers>) -> Result<(), Failure> {
+/// Adopts the FUSE connection; its threads run until the process ends. Gives what they count.
+fn serve_files(
+    fuse: OwnedFd,
+    handshake: &Handshake,
+    layers: &Arc<Layers>,
+) -> Result<Arc<Metrics>, Failure> {
     let failed = |e: &dyn std::error::Error| Failure::new(Class::Unavailable, chain(e));
     let filesystem = Filesystem::new(Arc::clone(layers));
     let server = session::adopt(fuse, handshake, filesystem, &ServeOptions::default())
         .map_err(|e| failed(&e))?;
+    let metrics = server.metrics();
     let serve = move || {
         // Ends when the file system is unmounted everywhere, which the keeper does after us
         if let Err(error) = server.run() {
@@ -137,7 +144,7 @@ fn serve_files(fuse: OwnedFd, handshake: &Handshake, layers: &Arc<Layers>) -> Re
         .name("fuse".to_owned())
         .spawn(serve)
         .map_err(|e| Failure::io(&e, format!("cannot start a thread: {e}")))?;
-    Ok(())
+    Ok(metrics)
 }
 
 async fn answer(

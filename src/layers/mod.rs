@@ -48,6 +48,19 @@ pub const SPAN_CACHE_BYTES: u64 = 64 << 20;
 
 const EMPTY_TREE: &str = "empty";
 
+/// Indexes and trees at one moment.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct LayerCounts {
+    /// Indexes on disk.
+    pub layers: u64,
+    /// Of these, mapped, with the descriptors of their blobs.
+    pub open_layers: u64,
+    /// Trees on disk.
+    pub trees: u64,
+    /// Of these, mapped.
+    pub open_trees: u64,
+}
+
 /// See the module.
 pub struct Layers {
     layers_dir: PathBuf,
@@ -146,6 +159,17 @@ impl Layers {
     /// chainIDs of all trees; `None` stands for the tree of no layer.
     pub fn chain_ids(&self) -> Vec<Option<Digest>> {
         self.tables().trees.keys().copied().collect()
+    }
+
+    /// How many indexes and trees there are, and how many are open.
+    pub fn counts(&self) -> LayerCounts {
+        let tables = self.tables();
+        LayerCounts {
+            layers: tables.layers.len() as u64,
+            open_layers: tables.open_layers.len() as u64,
+            trees: tables.trees.len() as u64,
+            open_trees: tables.open_trees.len() as u64,
+        }
     }
 
     /// Counters of the span cache.
