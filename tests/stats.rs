@@ -2,14 +2,13 @@
 
 mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{
     Peel, can_mount, eventually,
     image::{Layer, Layout, noise},
-    output,
 };
 
 /// Sixty directories of twenty small files and a symlink each, in two layers.
@@ -28,9 +27,14 @@ fn image(peel: &Peel) -> String {
     layout.reference("v1")
 }
 
+/// Lists every directory, and asks for every attribute and target.
 fn walk(dir: &Path) {
-    let found = output(Command::new("find").arg(dir).arg("-ls"));
-    assert!(found.status.success() && found.stderr.is_empty(), "{found:?}");
+    for path in support::walk(dir) {
+        let found = path.symlink_metadata().expect("attributes");
+        if found.is_symlink() {
+            fs::read_link(&path).expect("target");
+        }
+    }
 }
 
 /// What is counted while `work` runs, by a file kept from before.
@@ -63,24 +67,28 @@ fn what_is_done_is_counted() {
     let reference = image(&peel);
     peel.peel(["mount", &reference, "m"]).ok();
 
+    // At least: other tests drop caches, after which the kernel asks again
     let walked = counted(&peel, || walk(&peel.path("m")));
     assert!(of(&walked, "readdirplus") + of(&walked, "readdir") >= 61, "{walked:#}");
-    assert_eq!(of(&walked, "readlink"), 60, "{walked:#}");
+    assert!(of(&walked, "readlink") >= 60, "{walked:#}");
     assert_eq!(of(&walked, "read"), 0, "{walked:#}");
 
     let missed = counted(&peel, || assert!(!peel.path("m/d7/missing").exists()));
-    assert_eq!((of(&missed, "lookup"), &missed["negative_lookups"]), (1, &json!(1)), "{missed:#}");
+    assert!(missed["negative_lookups"].as_u64() >= Some(1), "{missed:#}");
+    assert!(Some(of(&missed, "lookup")) >= missed["negative_lookups"].as_u64(), "{missed:#}");
 
     let read = counted(&peel, || {
         assert_eq!(fs::read(peel.path("m/d7/f3")).expect("read"), noise(703, 3000));
     });
-    assert_eq!(of(&read, "read"), 1, "{read:#}");
-    assert_eq!(read["served_bytes"], 3000);
+    assert!(of(&read, "read") >= 1, "{read:#}");
+    assert_eq!(read["served_bytes"], 3000 * of(&read, "read"));
     assert_eq!(read["cache_requests"]["miss"], 1);
     let latency = &read["request_latency_ns"]["read"];
-    assert_eq!(latency["count"], 1);
-    assert!(latency["p50"].as_u64() > Some(0) && latency["p50"] == latency["p99"], "{latency}");
-    assert!(latency["max"].as_u64() >= latency["p50"].as_u64(), "{latency}");
+    assert_eq!(latency["count"], of(&read, "read"));
+    assert!(
+        latency["p50"].as_u64() > Some(0) && latency["p50"].as_u64() <= latency["p99"].as_u64()
+    );
+    assert!(latency["max"].as_u64() >= latency["p99"].as_u64(), "{latency}");
 
     let all = peel.json(["stats", "--json"]);
     assert_eq!(

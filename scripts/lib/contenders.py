@@ -125,7 +125,7 @@ class PeelServer:
         self.peel.state = place.work / "state"
         self.mounts = {}
         self.kills = 0
-        stack.callback(self.peel, "daemon", "stop")
+        stack.callback(self.stop)
         self.peel("pull", place.reference)
         self.log = self.peel.state / "peel.log"
 
@@ -136,6 +136,15 @@ class PeelServer:
     def unmount(self, target):
         rest = ["--rm"] if "--rw" in self.mounts.pop(target) else []
         self.peel("umount", *rest, target)
+
+    def stop(self):
+        """Ends the daemon, if need be by signals: its mount must not outlive the volumes."""
+        try:
+            self.peel("daemon", "stop")
+        except Failure as failure:
+            note(f"while cleaning up: {failure}")
+            with contextlib.suppress(Failure):
+                self.peel("daemon", "stop", "--force")
 
     def status(self):
         return json.loads(self.peel("status", "--json"))

@@ -39,28 +39,74 @@ def main(options):
     kinds = ["python"] if options.quick else options.image or DEFAULT_IMAGES
     rounds = min(options.rounds, 2) if options.quick else options.rounds
     contenders = [name for name in CONTENDERS if not options.only or name in options.only.split(",")]
-    results = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "rounds": rounds,
-               "load": [os.getloadavg()[0]], "kernel": os.uname().release, "images": {}}
+    results = Results(options.json, options.add)
     if not shutil.which("nydusd"):
         note("nydusd is not installed: left out")
-    with field.workspace() as work, contextlib.ExitStack() as stack:
+    with field.workspace() as work, contextlib.ExitStack() as stack, spoken():
+        # Also what a run that is cut short has found
+        stack.callback(results.show)
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
         volumes = [stack.enter_context(volume(options.keep or work, work, name)) for name in ("extracted", "store")]
+        machine = Machine(volumes)
         for kind in kinds:
             layout = work / kind
             serveimages.image(kind, CACHE, layout)
             place = Place(kind, layout, serveimages.tag(layout), work, *volumes)
             with contextlib.ExitStack() as mounted:
-                results["images"][kind] = bench(place, works, contenders, rounds, mounted, results["load"])
-            if pull and rounds:
-                results["images"][kind]["pull"] = pulls(place, rounds, Machine(volumes))
-            if rounds:
-                show(kind, results["images"][kind], rounds)
-    if max(results["load"]) > BUSY:
-        note(f"warning: load was up to {max(results['load']):.1f}: measure again on an idle machine")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+                bench(place, works, contenders, rounds, mounted, Runner(machine, results, kind))
+            if pull:
+                pulls(place, rounds, machine, lambda name, stages, kind=kind: results.pulled(kind, name, stages))
+
+
+@contextlib.contextmanager
+def spoken():
+    """Prints what went wrong before cleaning up: that may fail for the same reason."""
+    try:
+        yield
+    except Failure as failure:
+        note(f"error: {failure}")
+        sys.exit(1)
+
+
+class Results:
+    """Every figure so far, in the shape that --json writes."""
+
+    def __init__(self, path, before):
+        self.path = path
+        self.figures = {"kernel": os.uname().release, "load": [], "images": {}}
+        if before and before.exists():
+            self.figures = json.loads(before.read_text())
+        self.figures["ended"] = None
+
+    def image(self, kind):
+        empty = {"works": {}, "memory": {}, "pull": {}}
+        return self.figures["images"].setdefault(kind, empty)
+
+    def timed(self, kind, work, mode, contender, seconds):
+        modes = self.image(kind)["works"].setdefault(work, {})
+        modes.setdefault(mode, {}).setdefault(contender, []).append(seconds)
+        self.write()
+
+    def remembered(self, kind, work, contender, memory):
+        self.image(kind)["memory"].setdefault(work, {}).setdefault(contender, []).append(memory)
+
+    def pulled(self, kind, contender, stages):
+        self.image(kind)["pull"].setdefault(contender, []).append(stages)
+        self.write()
+
+    def write(self):
+        self.figures["load"].append(round(os.getloadavg()[0], 2))
+        self.figures["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if self.path:
+            self.path.write_text(json.dumps(self.figures, indent=1) + "\n")
+
+    def show(self):
+        for kind, figures in self.figures["images"].items():
+            show(kind, figures)
+        load = self.figures["load"]
+        if load and max(load) > BUSY:
+            note(f"warning: load was up to {max(load):.1f}: measure again on an idle machine")
 
 
 @contextlib.contextmanager
@@ -103,32 +149,30 @@ def backing_file(mounted):
     return pathlib.Path(run("losetup", "--noheadings", "--output", "BACK-FILE", device).decode().strip())
 
 
-def bench(place, works, names, rounds, stack, loads):
-    """All works on all contenders; gives figures by work, mode and contender, and the worker's memory."""
+def bench(place, works, names, rounds, stack, runner):
+    """All works on all contenders."""
     # The extracted tree is the source of others, and of the lists of names
     reference = CONTENDERS["ext4"](stack, place)
     contenders = [reference if name == "ext4" else CONTENDERS[name](stack, place) for name in names]
     context = serveworks.Context(place.kind, reference.root, place.work)
     works = [work(context) for work in works if work.images is None or place.kind in work.images]
-    machine = Machine([place.extracted, place.store])
-    runner = Runner(machine)
+    begin = time.monotonic()
     for number in range(rounds):
         for offset, work in enumerate(works):
             turn = (number + offset) % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
                 runner.visit(work, contender)
-        loads.append(os.getloadavg()[0])
-        note(f"{place.kind}: round {number + 1} of {rounds}, load {loads[-1]:.1f}")
-    return {"contenders": names, "works": runner.seconds, "memory": runner.memory}
+        taken = time.monotonic() - begin
+        note(f"{place.kind}: round {number + 1} of {rounds} after {taken:.0f} s, load {os.getloadavg()[0]:.1f}")
 
 
 class Runner:
-    """Times works, and keeps the figures."""
+    """Times works on one image's contenders."""
 
-    def __init__(self, machine):
+    def __init__(self, machine, results, kind):
         self.machine = machine
-        self.seconds = {}
-        self.memory = {}
+        self.results = results
+        self.kind = kind
         self.repeats = {}
 
     def visit(self, work, contender):
@@ -145,11 +189,10 @@ class Runner:
             taken = [work.time(contender, "warm", timed) for _ in range(repeats)]
             self.keep(work, "warm", contender, sum(taken) / repeats)
         if memory := contender.memory():
-            self.memory.setdefault(work.name, {}).setdefault(contender.name, []).append(memory)
+            self.results.remembered(self.kind, work.name, contender.name, memory)
 
     def keep(self, work, mode, contender, seconds):
-        modes = self.seconds.setdefault(work.name, {})
-        modes.setdefault(mode, {}).setdefault(contender.name, []).append(seconds)
+        self.results.timed(self.kind, work.name, mode, contender.name, seconds)
 
 
 def timed(command, cwd):

@@ -14,9 +14,8 @@ from shell import run
 READ = "find . -type f -print0 | xargs -0 -n 1000 cat >/dev/null"
 
 
-def pulls(place, rounds, machine):
-    """Seconds by contender, round and stage."""
-    found = {"containerd": [], "peel": []}
+def pulls(place, rounds, machine, keep):
+    """Gives `keep` each contender's seconds by stage, once a round."""
     with field.registry(place.work) as address:
         field.push(place.layout, address, place.kind)
         name = f"{address}/{place.kind}:latest"
@@ -26,8 +25,7 @@ def pulls(place, rounds, machine):
             for contender in turn:
                 machine.drop_caches()
                 warm(place.work / "registry")
-                found[contender].append(runs[contender](place, name, number))
-    return found
+                keep(contender, runs[contender](place, name, number))
 
 
 def warm(folder):

@@ -1,20 +1,34 @@
 """The tables that bench-serve ends with."""
 
 import statistics
+import sys
 
 import serveworks
+from contenders import CONTENDERS
 
 
-def show(kind, result, rounds):
+def show(kind, result):
     """Prints seconds on ext4, the others' ratios to it, and what became of the targets."""
+    if result["works"]:
+        show_works(kind, result["works"])
+    show_pull(kind, result["pull"])
+    show_memory(result["memory"])
+    sys.stdout.flush()
+
+
+def show_works(kind, found):
+    """One line a work and mode."""
     works = {work.name: work for work in serveworks.WORKS}
-    names = result["contenders"]
+    samples = [seconds for modes in found.values() for seconds in modes.values()]
+    names = [name for name in CONTENDERS if any(name in seconds for seconds in samples)]
     others = [name for name in names if name != "ext4"]
     pair = "peel-rw / overlay"
-    print(f"\n## {kind}: medians of {rounds} rounds, times the seconds of ext4\n")
+    rounds = sorted({len(all) for seconds in samples for all in seconds.values()})
+    counted = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    print(f"\n## {kind}: medians of {counted} rounds, times the seconds of ext4\n")
     print(f"| work | | ext4, s | {' | '.join(others)} | {pair} | target | |")
     print(f"| --- | --- | --: |{' --: |' * len(others)} --: | --- | --- |")
-    for work, modes in result["works"].items():
+    for work, modes in found.items():
         for mode, seconds in modes.items():
             medians = {name: statistics.median(all) for name, all in seconds.items()}
             base = medians.get("ext4")
@@ -22,8 +36,6 @@ def show(kind, result, rounds):
             goal = verdict(works[work].targets.get(mode), medians)
             print(f"| {work} | {mode} | {base:.4f} | " if base else f"| {work} | {mode} | | ", end="")
             print(f"{' | '.join(cells)} | {ratio(medians, 'peel-rw', 'overlay')} | {goal} |")
-    show_pull(result.get("pull"))
-    show_memory(result["memory"])
 
 
 def ratio(medians, name, rival):
@@ -42,14 +54,14 @@ def verdict(target, medians):
     return f"{name} ≤ {most:.2f} × {rival} | {'met' if met else '**missed**'}"
 
 
-def show_pull(pulls):
+def show_pull(kind, pulls):
     """Seconds of each stage."""
-    if not pulls:
+    if len(pulls) < 2:
         return
     stages = list(next(iter(pulls.values()))[0])
     medians = {name: {stage: statistics.median(one[stage] for one in all) for stage in stages}
                for name, all in pulls.items()}
-    print(f"\n| pull and first read | {' | '.join(f'{stage}, s' for stage in stages)} |")
+    print(f"\n| pull and first read of {kind} | {' | '.join(f'{stage}, s' for stage in stages)} |")
     print(f"| --- |{' --: |' * len(stages)}")
     for name, seconds in medians.items():
         print(f"| {name} | {' | '.join(f'{seconds[stage]:.3f}' for stage in stages)} |")
@@ -68,4 +80,4 @@ def show_memory(memory):
         all = [one for list in contenders.values() for one in list]
         rss, peak = (max(one[name] for one in all) for name in ("rss_mib", "peak_mib"))
         print(f"| {work} | {rss:.1f} | {peak:.1f} | {statistics.median(one['cpu_seconds'] for one in all):.2f} |")
-    print(flush=True)
+    print()

@@ -17,6 +17,7 @@ pub mod worker;
 mod clients;
 mod convert;
 mod engine;
+mod listen;
 mod mounts;
 mod service;
 mod slots;

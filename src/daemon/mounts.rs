@@ -130,8 +130,9 @@ impl Engine {
 
     /// Drops records of mounts on a target where nothing is mounted any more, nor about to be.
     fn forget_gone(&self, target: &Path) -> Result<(), Failure> {
+        let records = self.metadata.mounts_on(target)?;
         let live = Live::scan();
-        for record in self.metadata.mounts_on(target)? {
+        for record in records {
             if !self.holds(&record, &live) {
                 self.forget(record.id)?;
             }
@@ -212,8 +213,8 @@ impl Engine {
     }
 
     fn mount_of_snapshot(&self, id: u64) -> Result<Option<MountRecord>, Failure> {
-        let live = Live::scan();
         let mounts = self.metadata.mounts()?;
+        let live = Live::scan();
         Ok(mounts.into_iter().find(|m| m.snapshot == Some(id) && self.holds(m, &live)))
     }
 
@@ -286,9 +287,11 @@ impl Engine {
 
     /// All mounts, those gone from every mountinfo forgotten.
     pub(super) fn live_mounts(&self) -> Result<Vec<(MountRecord, bool)>, Failure> {
+        // Records first: one confirmed after the scan would be of a mount that was not seen
+        let records = self.metadata.mounts()?;
         let live = Live::scan();
         let mut mounts = Vec::new();
-        for record in self.metadata.mounts()? {
+        for record in records {
             let seen = live.sees(&record);
             // A bundle keeps its record: `bundle rm` has to find it after a reboot as well
             if self.holds(&record, &live) || record.bundle_dir.is_some() {
@@ -413,9 +416,9 @@ impl Live {
 impl Engine {
     /// Slots of trees that mounts show, recorded or not, or are about to.
     pub(super) fn held_trees(&self) -> Result<Vec<Slot>, Failure> {
+        let records = self.metadata.mounts()?.into_iter();
         let live = Live::scan();
         let mut held = live.trees(&self.paths.lower());
-        let records = self.metadata.mounts()?.into_iter();
         let records = records.filter(|record| self.holds(record, &live));
         held.extend(records.filter_map(|record| Slot::new(record.tree_slot)));
         Ok(held)

@@ -277,6 +277,16 @@ const TABLE: &[Row] = &[
         |s| labelled([("stored", s.layers.trees), ("open", s.layers.open_trees)].into_iter()),
     ),
     Row(
+        Definition {
+            name: "open_blobs",
+            unit: Count,
+            behaviour: Gauge,
+            labels: &[],
+            help: "Blobs and seekable copies that are open, each with a descriptor",
+        },
+        |s| one(s.layers.open_blobs),
+    ),
+    Row(
         Definition { name: "images", unit: Count, behaviour: Gauge, labels: &[], help: "Images" },
         |s| one(s.images),
     ),

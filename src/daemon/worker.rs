@@ -23,13 +23,18 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 
-use super::{engine::Engine, fatal, service::Service};
+use super::{
+    engine::Engine,
+    fatal,
+    listen::{CONNECTIONS, connections},
+    service::Service,
+};
 use crate::{
     api::peel_server::PeelServer,
     content::ContentStore,
     failure::{Class, Failure, chain},
+    image,
     layers::{Layers, SPAN_CACHE_BYTES},
     paths::Paths,
     telemetry,
@@ -55,6 +60,13 @@ pub struct Options {
 
 /// How often metadata that changed is exported: a loss of sled's own files costs this much at most.
 const EXPORT_EVERY: Duration = Duration::from_secs(10);
+/// Most threads that take calls and decrypt what is pulled; fewer where there are fewer cores.
+const ASYNC_THREADS: usize = 8;
+/// Calls and layers being indexed at a time; what is more waits. Twice what pulls take at most, so
+/// that they keep no mount waiting.
+const CALLS_AT_ONCE: usize = 2 * image::LAYERS_AT_ONCE;
+/// Calls of one connection at a time.
+const STREAMS: u32 = 64;
 /// What a stop waits for calls that are still under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -63,6 +75,25 @@ pub fn run(options: Options) -> ExitCode {
     match serve(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fatal(&failure),
+    }
+}
+
+/// Keeps the heap from growing past what is in use.
+///
+/// Left to itself, glibc raises the size from which on an allocation is a map of its own to that of
+/// the largest one that was freed. Spans of a mebibyte then lie in its heaps, between what lives
+/// long, and a 64 MiB span cache came to take 150 MB.
+fn bound_heap() {
+    /// From this size on, an allocation goes back to the kernel when it is freed, in bytes.
+    const OWN_MAP: libc::c_int = 128 << 10;
+    /// Heaps that threads share; the default is eight for each core.
+    const HEAPS: libc::c_int = 4;
+    // SAFETY: it sets numbers that malloc looks at, and no other thread runs yet.
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "mallopt has no safe wrapper")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAP);
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
     }
 }
 
@@ -76,6 +107,7 @@ fn inherited(fd: RawFd) -> OwnedFd {
 }
 
 fn serve(options: Options) -> Result<(), Failure> {
+    bound_heap();
     let started_at_ns = crate::metadata::now_ns();
     let paths = &options.paths;
     let log = telemetry::open_log(&paths.log())
@@ -104,6 +136,10 @@ fn serve(options: Options) -> Result<(), Failure> {
     let engine = Engine::open(paths.clone(), content, layers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(
+            std::thread::available_parallelism().map_or(2, usize::from).clamp(2, ASYNC_THREADS),
+        )
+        .max_blocking_threads(CALLS_AT_ONCE)
         .build()
         .map_err(|e| Failure::io(&e, format!("cannot start: {e}")))?;
     let stop = Arc::new(Notify::new());
@@ -155,7 +191,8 @@ async fn answer(
 ) -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::io(&e, format!("cannot serve the socket: {e}"));
     listener.set_nonblocking(true).map_err(failed)?;
-    let incoming = UnixListenerStream::new(TokioListener::from_std(listener).map_err(failed)?);
+    let listener = TokioListener::from_std(listener).map_err(failed)?;
+    let incoming = connections(listener, CONNECTIONS);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     tokio::spawn(async move {
@@ -177,6 +214,7 @@ async fn answer(
     };
     let (drained, draining) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS)
         .add_service(PeelServer::new(service))
         .serve_with_incoming_shutdown(incoming, async move {
             stopped.await;

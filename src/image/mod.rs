@@ -21,6 +21,7 @@ use std::{
 };
 
 use peel_index::{Digest, Slot};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::cores::Cores;
@@ -32,6 +33,10 @@ use crate::{
     oci::{Descriptor, ImageConfig, MAX_CONFIG_SIZE, Manifest},
     registry::{Registry, RegistryOptions},
 };
+
+/// Layers on their way at a time, over all pulls. Each has a thread, a connection, and buffers of
+/// some megabytes; with more than this, pulls only get into each other's way.
+pub const LAYERS_AT_ONCE: usize = 32;
 
 /// Gives out slots, each once.
 pub trait NewSlot: Send + Sync {
@@ -105,6 +110,8 @@ struct Store {
     metadata: Arc<Metadata>,
     slots: Arc<dyn NewSlot>,
     cores: Cores,
+    /// Layers that may be on their way, over all pulls.
+    places: Arc<Semaphore>,
 }
 
 impl Images {
@@ -118,9 +125,9 @@ impl Images {
         metadata: Arc<Metadata>,
         slots: Arc<dyn NewSlot>,
     ) -> Result<Self, Failure> {
-        let cores = Cores::new();
+        let (cores, places) = (Cores::new(), Arc::new(Semaphore::new(LAYERS_AT_ONCE)));
         Ok(Self {
-            store: Arc::new(Store { content, layers, metadata, slots, cores }),
+            store: Arc::new(Store { content, layers, metadata, slots, cores, places }),
             registry: Arc::new(Registry::new(RegistryOptions::default())?),
             in_flight: Mutex::default(),
         })

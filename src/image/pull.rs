@@ -115,9 +115,11 @@ impl Images {
                 call_off: call_off.clone(),
             };
             let permits = Arc::clone(&permits);
+            let places = Arc::clone(&self.store.places);
             tasks.spawn(async move {
-                // The semaphore is never closed
+                // Neither is ever closed
                 let _permit = permits.acquire_owned().await;
+                let _place = places.acquire_owned().await;
                 job.run().await
             });
         }

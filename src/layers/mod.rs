@@ -5,6 +5,9 @@
 //! <root>/layers/<alg>-<hex>.copy   its seekable copy, where the blob cannot be entered midway
 //! <root>/trees/<alg>-<hex>         merged tree by chainID; trees/empty for no layer at all
 //! ```
+//! Indexes and trees in use stay mapped, which takes no descriptor and hardly any memory but the page
+//! cache's; of blobs, only so many are open.
+//!
 //! Every file is immutable: written aside, synced, renamed into place, later unlinked; a map of it
 //! stays valid until the last user lets go.
 //!
@@ -16,6 +19,7 @@
 
 mod blob;
 mod cache;
+mod descriptors;
 mod error;
 mod read;
 mod stream;
@@ -35,6 +39,7 @@ use std::{
 use memmap2::Mmap;
 use peel_index::{BuiltLayer, Digest, FileType, HEADER_LEN, Layer, Slot, Tree};
 
+use self::descriptors::{ByPath, Descriptors};
 pub use self::{
     blob::{BlobSource, LocalBlob},
     cache::{CacheStats, SpanCache},
@@ -53,12 +58,14 @@ const EMPTY_TREE: &str = "empty";
 pub struct LayerCounts {
     /// Indexes on disk.
     pub layers: u64,
-    /// Of these, mapped, with the descriptors of their blobs.
+    /// Of these, mapped.
     pub open_layers: u64,
     /// Trees on disk.
     pub trees: u64,
     /// Of these, mapped.
     pub open_trees: u64,
+    /// Blobs and seekable copies that are open.
+    pub open_blobs: u64,
 }
 
 /// See the module.
@@ -68,6 +75,7 @@ pub struct Layers {
     content: Arc<ContentStore>,
     tables: RwLock<Tables>,
     cache: SpanCache,
+    descriptors: Arc<Descriptors>,
 }
 
 #[derive(Default)]
@@ -130,7 +138,8 @@ impl Layers {
             }
         }
         let tables = RwLock::new(tables);
-        Ok(Self { layers_dir, trees_dir, content, tables, cache: SpanCache::new(cache_bytes) })
+        let (cache, descriptors) = (SpanCache::new(cache_bytes), Arc::new(Descriptors::new()));
+        Ok(Self { layers_dir, trees_dir, content, tables, cache, descriptors })
     }
 
     fn tables(&self) -> RwLockReadGuard<'_, Tables> {
@@ -169,6 +178,7 @@ impl Layers {
             open_layers: tables.open_layers.len() as u64,
             trees: tables.trees.len() as u64,
             open_trees: tables.open_trees.len() as u64,
+            open_blobs: self.descriptors.count() as u64,
         }
     }
 
@@ -271,6 +281,7 @@ impl Layers {
             slot
         };
         self.cache.forget(slot);
+        self.descriptors.forget(slot);
         let path = self.layers_dir.join(file_name(diff_id));
         Ok(remove(&copy_path(&path))? + remove(&path)?)
     }
@@ -302,14 +313,15 @@ impl Layers {
         check_name(&path, &file_name(&index.diff_id()))?;
         check_slot(&path, slot, index.slot())?;
         let blob = self.content.path(&index.blob());
-        let blob = File::open(&blob).map_err(LayersError::io("open", blob))?;
-        let copy = (index.copy_len() > 0).then(|| copy_path(&path)).map(|path| {
-            let file = File::open(&path).map_err(LayersError::io("open", path))?;
-            Ok::<Box<dyn BlobSource>, LayersError>(Box::new(LocalBlob(file)))
-        });
+        let source = |is_copy, path: PathBuf| {
+            let blob = ByPath::new(&self.descriptors, (slot, is_copy), path.clone());
+            let blob = blob.map_err(LayersError::io("find", path))?;
+            Ok::<Box<dyn BlobSource>, LayersError>(Box::new(blob))
+        };
+        let copy = (index.copy_len() > 0).then(|| source(true, copy_path(&path)));
         let open = OpenLayer {
             index: Arc::new(index),
-            blob: Box::new(LocalBlob(blob)),
+            blob: source(false, blob)?,
             copy: copy.transpose()?,
         };
         let open = Arc::new(open);

@@ -40,10 +40,12 @@ pub mod flags {
     /// LOOKUP of `.` and `..` works on any inode number, so that file handles can be opened again
     /// after the kernel forgot the inode. Overlays use them to keep `st_ino` over a copy-up.
     pub const EXPORT_SUPPORT: u64 = 1 << 4;
-    /// Listing a directory brings the attributes along.
+    /// Listing a directory brings the attributes along. Always, as `READDIRPLUS_AUTO` is not asked
+    /// for: with that, a directory of more than 32 KiB of entries that is listed as a whole before
+    /// its files are looked at (find, ls -l, du, os.scandir) costs a LOOKUP a file. First walk of
+    /// 100,000 files by find: 0.48 x ext4 without it, 2.7 x with it. The price is paid by who only
+    /// lists: 1.0 x ext4 in the place of 0.46 x.
     pub const DO_READDIRPLUS: u64 = 1 << 13;
-    /// The kernel goes back to plain READDIR where nobody asks for attributes.
-    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
     /// `open` may be answered ENOSYS, once, which ends OPEN and RELEASE requests.
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     /// Lookups and listings of one directory may run at the same time.
@@ -65,10 +67,14 @@ pub mod flags {
 }
 
 /// What peel asks for. None of these can be added to a connection later.
+///
+/// Left out on purpose: `AUTO_INVAL_DATA`, as it looks at the time of a file whose content cannot
+/// change before each read; `HANDLE_KILLPRIV` and `WRITEBACK_CACHE`, as nothing is written;
+/// `PASSTHROUGH`, see fuse/PASSTHROUGH.md; `OVER_IO_URING` (Linux 6.14), which the fuser crate does
+/// not speak, and whose queues end with the process that made them.
 const WANTED: u64 = flags::ASYNC_READ
     | flags::EXPORT_SUPPORT
     | flags::DO_READDIRPLUS
-    | flags::READDIRPLUS_AUTO
     | flags::NO_OPEN_SUPPORT
     | flags::PARALLEL_DIROPS
     | flags::POSIX_ACL
@@ -79,8 +85,11 @@ const WANTED: u64 = flags::ASYNC_READ
     | flags::HAS_RESEND
     | flags::ALLOW_IDMAP;
 
-/// Read-ahead and other background requests that the kernel keeps under way at most. Its default
-/// of 12 starves the worker's pool; more than this only moves the queue into the worker.
+/// Read-ahead and other background requests that the kernel keeps under way at most. On two cores
+/// it gains little over the kernel's default of 12: 256 MiB, cold, take 1.22 in the place of 1.34 s
+/// for one reader, 0.80 in the place of 0.84 s for four (medians of 3). It is for machines with
+/// more: the pool has up to 16 threads, and each should find the next read queued. More than this
+/// only moves the queue into the worker.
 const MAX_BACKGROUND: u16 = 64;
 /// Background requests from which on the kernel holds back new ones: its usual three quarters.
 const CONGESTION_THRESHOLD: u16 = 48;

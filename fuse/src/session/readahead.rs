@@ -8,6 +8,18 @@ use std::{io, path::Path};
 use super::mountinfo;
 
 /// Read-ahead of peel's mount, in KiB: one span of 1 MiB, and the longest read there is.
+///
+/// Measured with a file of 256 MiB, medians of 3, caches dropped; programs touch their libraries
+/// through maps, at places that jump:
+///
+/// | KiB | whole file | 60 pages of a map | whole file again |
+/// | --: | --: | --: | --: |
+/// | 128 (the kernel's) | 1.37 s | 0.30 s | 0.10 s |
+/// | 512 | 1.24 s | 0.39 s | 0.11 s |
+/// | 1024 | 1.12 s | 0.47 s | 0.11 s |
+/// | 4096 | 1.05 s | 0.58 s | 0.10 s |
+///
+/// Above 1 MiB reads do not get longer, and a fault through a map pays for what it does not want.
 pub const READAHEAD_KIB: u32 = 1024;
 
 /// Why read-ahead stays as it was. Reads are slower then, nothing else.

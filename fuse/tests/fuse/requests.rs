@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    image::noise,
     keeper::can_mount,
     mapped::Mapped,
     overlay::Overlay,
@@ -58,6 +59,27 @@ fn opening_sends_one_request_for_all_files_and_one_for_all_directories() {
     assert!(first.of(opcode::GETATTR) <= 2 && first.of(opcode::LOOKUP) <= 1, "{first:?}");
     walk(&root.join(""));
     assert_silent(&tap.take(), "a second walk");
+}
+
+#[test]
+fn listing_first_and_looking_later_asks_for_no_name() {
+    if !can_mount("listing_first_and_looking_later_asks_for_no_name") {
+        return;
+    }
+    let tap = Tap::serve(image(), LIMIT);
+    let root = tap.held(17);
+    let many = root.join("many");
+    // As find and ls -l do: the directory holds more than one answer does
+    let names: Vec<_> = fs::read_dir(&many).expect("a directory").collect();
+    // The kernel tries STATX once
+    fs::symlink_metadata(&many).expect("there");
+    tap.take();
+    assert_eq!(names.len(), 3000);
+    for name in names {
+        let path = name.expect("an entry").path();
+        assert!(fs::symlink_metadata(path).expect("there").is_file());
+    }
+    assert_silent(&tap.take(), "looking at what was listed");
 }
 
 #[test]
@@ -144,7 +166,10 @@ fn an_image_finds_the_pages_of_another_with_the_same_layer() {
     let tap = Tap::serve(image(), LIMIT);
     let (first, second) = (tap.held(17), tap.held(18));
     let tool = |root: &crate::tap::Held| File::open(root.join("bin/tool")).expect("a file");
-    let content = fs::read(first.join("bin/tool")).expect("readable");
+    let content = noise(2_500_001, 7);
+    // Pages that are mapped stay, even if somebody drops all caches
+    let mapped = Mapped::shared(&tool(&first), content.len());
+    assert!(*mapped == *content);
     assert!(tap.take().of(opcode::READ) > 0);
 
     let other = tool(&second);
@@ -155,14 +180,16 @@ fn an_image_finds_the_pages_of_another_with_the_same_layer() {
     other.read_exact_at(&mut room, 0).expect("readable");
     assert!(room == content);
     assert_eq!(tap.take().of(opcode::READ), 0, "bare");
-    drop((pages, other));
+    drop((pages, other, mapped));
 
     // The same below overlays, whose own inodes have no pages
     rustix::fs::fadvise(tool(&first), 0, None, rustix::fs::Advice::DontNeed).expect("a file");
     let one = Overlay::new(tap.keeper.dir(), "one", &tap.keeper.tree(17));
     let two = Overlay::new(tap.keeper.dir(), "two", &tap.keeper.tree(18));
     tap.take();
-    assert!(fs::read(one.path().join("bin/tool")).expect("readable") == content);
+    let file = File::open(one.path().join("bin/tool")).expect("a file");
+    let mapped = Mapped::shared(&file, content.len());
+    assert!(*mapped == *content);
     assert!(tap.take().of(opcode::READ) > 0);
     let file = File::open(two.path().join("bin/tool")).expect("a file");
     let pages = Mapped::shared(&file, content.len());
@@ -170,4 +197,5 @@ fn an_image_finds_the_pages_of_another_with_the_same_layer() {
     assert!(*pages == *content);
     assert!(fs::read(two.path().join("bin/tool")).expect("readable") == content);
     assert_eq!(tap.take().of(opcode::READ), 0, "below overlays");
+    drop(mapped);
 }
