@@ -31,6 +31,11 @@ pub(crate) fn clean(path: &[u8]) -> CleanPath<'_> {
     CleanPath { is_absolute, ups: if is_absolute { 0 } else { ups }, names }
 }
 
+/// Bytes of a path for an error message.
+pub(crate) fn printable(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

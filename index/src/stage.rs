@@ -42,6 +42,11 @@ impl<W: Work> Stage<W> {
         }
     }
 
+    /// Whether this thread has the state, or nobody.
+    pub(crate) fn is_here(&self) -> bool {
+        !matches!(self, Self::There(_))
+    }
+
     /// Gives the state to a thread, with room for `queue` jobs that wait for it. Where no thread
     /// can be had all stays as it is.
     pub(crate) fn spread(self, name: &str, queue: usize) -> Self {

@@ -82,6 +82,11 @@ pub(crate) fn device(path: &str, kind: tar::EntryType, major: u32, minor: u32) -
     Item { device: (major, minor), ..Item::new(path, kind, 0o600) }
 }
 
+/// A global PAX header of this name, without records.
+pub(crate) fn global(path: &str) -> Item {
+    Item::new(path, tar::EntryType::XGlobalHeader, 0o644)
+}
+
 /// The tar of some entries.
 pub(crate) fn tar_of(items: &[Item]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());

@@ -16,10 +16,10 @@ use crate::{
     attr::{FileKind, MAX_FILE_SIZE, PERMISSION_MASK, TYPE_MASK, makedev},
     format::{
         ExtentRecord, IMPLICIT, InodeRecord, LOWER_LINK, MAX_NAME, MAX_XATTR_NAME, MAX_XATTR_VALUE,
-        OPAQUE, SPARSE, has_valid_form, is_free_of_separators,
+        NameId, OPAQUE, SPARSE, has_valid_form, is_free_of_separators,
     },
     layer::ROOT,
-    path::{CleanPath, MAX_LINKS, MAX_STEPS, clean},
+    path::{CleanPath, MAX_LINKS, MAX_STEPS, clean, printable},
     tar::{EntryKind, TarEntry},
 };
 
@@ -27,8 +27,25 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Longest path, and longest link target, in bytes (`PATH_MAX`).
+/// Longest path, and longest link target, in bytes (`PATH_MAX`). It holds for where a path leads,
+/// too, so no directory is deeper than 2048.
 const MAX_PATH: usize = 4096;
+
+/// Most bytes of the names of one inode's extended attributes (`XATTR_LIST_MAX`), a zero after each.
+const MAX_XATTR_NAMES: usize = 64 << 10;
+
+/// Most bytes of all extended attributes of one inode. No file system takes so many, but each header
+/// of a file can add to them.
+const MAX_XATTRS: usize = 1 << 20;
+
+/// Most work that a layer may cost beyond what its entries cost by themselves; see [`Effort`].
+const MAX_EFFORT: u64 = 1 << 26;
+
+/// What each entry adds to [`MAX_EFFORT`]: an honest layer, however large, stays below it.
+const EFFORT_PER_ENTRY: u64 = 64;
+
+/// Bytes of a symlink's target, and of extended attributes, that cost as much as a name.
+const BYTES_PER_STEP: usize = 16;
 
 const CAPABILITY: &[u8] = b"security.capability";
 
@@ -39,8 +56,36 @@ const SYMLINK_MODE: u32 = 0o777;
 pub(super) struct LayerTree {
     pub(super) arena: Arena,
     /// Hard links into lower layers by cleaned target path.
-    lower_links: HashMap<Vec<u8>, u32>,
+    lower_links: HashMap<NameId, u32>,
     last_parent: LastParent,
+    effort: Effort,
+}
+
+/// Counts what symlinks and extended attributes cost beyond the entry that leads to them: an entry
+/// can take thousands of steps through symlinks, or have a megabyte of attributes merged, and a
+/// layer of millions of such entries would take days. The limit is about ten seconds.
+struct Effort {
+    left: u64,
+    max: u64,
+}
+
+impl Effort {
+    fn new(max: u64) -> Self {
+        Self { left: max, max }
+    }
+
+    fn grant(&mut self, steps: u64) {
+        self.left += steps;
+        self.max += steps;
+    }
+
+    fn spend(&mut self, steps: usize) -> Result<(), EntryProblem> {
+        match self.left.checked_sub(steps as u64) {
+            Some(left) => self.left = left,
+            None => return Err(EntryProblem::Effort { expected: self.max }),
+        }
+        Ok(())
+    }
 }
 
 /// The directory that the last entry was put in: most entries follow others of their directory.
@@ -99,11 +144,19 @@ impl LayerTree {
             arena: Arena::new(),
             lower_links: HashMap::new(),
             last_parent: LastParent::default(),
+            effort: Effort::new(MAX_EFFORT),
         }
+    }
+
+    /// The same, with another limit than [`MAX_EFFORT`] and nothing for an entry.
+    #[cfg(test)]
+    pub(super) fn with_effort(max: u64) -> Self {
+        Self { effort: Effort::new(max), ..Self::new() }
     }
 
     /// Applies an entry.
     pub(super) fn apply(&mut self, entry: &TarEntry) -> Result<(), BuildError> {
+        self.effort.grant(EFFORT_PER_ENTRY);
         self.place(entry).map_err(|problem| BuildError::Entry {
             path: printable(&entry.path),
             offset: entry.header_offset,
@@ -131,6 +184,12 @@ impl LayerTree {
         let kind = match entry.kind {
             EntryKind::Directory => return self.place_directory(parent, base, entry),
             EntryKind::HardLink => return self.place_hard_link(parent, base, entry),
+            EntryKind::GlobalHeader => {
+                if let Some(link) = self.arena.find(parent, base) {
+                    self.detach(link);
+                }
+                return Ok(());
+            }
             EntryKind::File => FileKind::Regular,
             EntryKind::Symlink => FileKind::Symlink,
             EntryKind::CharDevice => FileKind::CharDevice,
@@ -168,6 +227,8 @@ impl LayerTree {
             return Ok(None);
         }
         let parent = self.make_parents(parents)?;
+        let len = len.max(self.arena.path_len(parent) + 1 + base.len());
+        check_len(len)?;
         self.last_parent.set(&entry.path, parent, len - base.len());
         Ok(Some((parent, base)))
     }
@@ -220,7 +281,7 @@ impl LayerTree {
         let number = match target {
             Ok(number) if self.arena.is_directory(number) => return Err(directory_link()),
             Ok(number) => number,
-            Err(path) => self.lower_link(path)?,
+            Err(path) => self.lower_link(&path)?,
         };
         let link = self.arena.find_or_add(parent, base)?;
         if self.arena.link(link).inode != number {
@@ -231,23 +292,23 @@ impl LayerTree {
     }
 
     /// The inode that stands for a path of the lower layers.
-    fn lower_link(&mut self, path: Vec<u8>) -> Result<u32, EntryProblem> {
-        if let Some(number) = self.lower_links.get(&path)
+    fn lower_link(&mut self, path: &[u8]) -> Result<u32, EntryProblem> {
+        if path.len() > MAX_PATH {
+            return Err(EntryProblem::Link { found: path.len() });
+        }
+        let target = self.arena.targets.intern(path)?;
+        if let Some(number) = self.lower_links.get(&target)
             && self.arena.inode(*number).nlink.get() != 0
         {
             return Ok(*number);
         }
-        if path.len() > MAX_PATH {
-            return Err(EntryProblem::Link { found: path.len() });
-        }
-        let target = self.arena.targets.intern(&path)?;
         let number = self.arena.add(InodeRecord {
             flags: LOWER_LINK.into(),
             data: u64::from(target.number()).into(),
             count: (path.len() as u32).into(),
             ..InodeRecord::default()
         })?;
-        self.lower_links.insert(path, number);
+        self.lower_links.insert(target, number);
         Ok(number)
     }
 
@@ -298,11 +359,11 @@ impl LayerTree {
                 return Err(wrong());
             }
             last = end;
-            self.arena.extents.push(ExtentRecord {
+            self.arena.add_extent(ExtentRecord {
                 logical: extent.logical.into(),
                 tar_offset: extent.tar_offset.into(),
                 len: extent.len.into(),
-            });
+            })?;
         }
         let count = self.arena.extents.len() as u64 - inode.data.get();
         inode.count = u32::try_from(count).map_err(|_| wrong())?.into();
@@ -341,6 +402,8 @@ impl LayerTree {
         if old == 0 && entry.xattrs.is_empty() {
             return Ok(0);
         }
+        let own: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.effort.spend((self.arena.xattrs.set(old).byte_len() + own) / BYTES_PER_STEP)?;
         let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = self
             .arena
             .xattrs
@@ -354,6 +417,7 @@ impl LayerTree {
                 xattrs.insert(name.clone(), value.clone());
             }
         }
+        check_xattrs(&xattrs)?;
         Ok(self.arena.xattrs.intern(xattrs.iter().map(|(n, v)| (&n[..], &v[..])))?)
     }
 
@@ -379,6 +443,7 @@ impl LayerTree {
             let mut number = 0;
             if create {
                 check_name(&name)?;
+                check_len(self.arena.path_len(current) + 1 + name.len())?;
                 let link = self.arena.find_or_add(current, &name)?;
                 if self.arena.link(link).inode == 0 {
                     let directory = self.arena.add(implicit_directory())?;
@@ -396,13 +461,18 @@ impl LayerTree {
                 Some(FileKind::Directory) => current = number,
                 Some(FileKind::Symlink) => {
                     links += 1;
-                    let target = clean(self.arena.target(number));
+                    let text = self.arena.target(number);
+                    let target = clean(text);
+                    self.effort.spend(1 + target.names.len() + text.len() / BYTES_PER_STEP)?;
                     rest.extend(target.names.iter().rev().map(|name| Cow::Owned(name.to_vec())));
                     if target.is_absolute {
                         current = ROOT;
                     }
-                    for _ in 0..target.ups {
+                    // Not more ups than there are directories above
+                    let mut ups = target.ups;
+                    while ups > 0 && current != ROOT {
                         current = self.arena.parent(current);
+                        ups -= 1;
                     }
                 }
                 _ => {
@@ -438,12 +508,24 @@ fn check_xattr(name: &[u8], value: &[u8]) -> Result<(), EntryProblem> {
     Ok(())
 }
 
+/// Checks all extended attributes of an inode together.
+fn check_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), EntryProblem> {
+    let names: usize = xattrs.keys().map(|name| name.len() + 1).sum();
+    let found = names + xattrs.values().map(Vec::len).sum::<usize>();
+    if names > MAX_XATTR_NAMES || found > MAX_XATTRS {
+        return Err(EntryProblem::Xattrs { found });
+    }
+    Ok(())
+}
+
+fn check_len(found: usize) -> Result<(), EntryProblem> {
+    if found > MAX_PATH { Err(EntryProblem::Path { found }) } else { Ok(()) }
+}
+
 /// The length of a cleaned path, a slash before it included.
 fn check_path(path: &CleanPath<'_>) -> Result<usize, EntryProblem> {
     let found = path.names.iter().map(|name| name.len() + 1).sum::<usize>();
-    if found > MAX_PATH {
-        return Err(EntryProblem::Path { found });
-    }
+    check_len(found)?;
     path.names.iter().try_for_each(|name| check_name(name))?;
     Ok(found)
 }
@@ -470,8 +552,4 @@ fn join(mut path: Vec<u8>, name: &[u8]) -> Vec<u8> {
     }
     path.extend_from_slice(name);
     path
-}
-
-fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -2,7 +2,7 @@
 //!
 //! Inodes are kept as the records that the file will hold, with these differences for directories:
 //! `data` is the number of the first link below them (links are numbered from 1, 0 is none), `size`
-//! is the number of the link that names them. `nlink` counts names; 0 means the inode is dead.
+//! is the number of the link that names them, `count` the length of their path. `nlink` counts names; 0 means the inode is dead.
 //! Links below a directory form a list; one that is taken away stays in the list and is used again
 //! when its name comes back.
 
@@ -14,7 +14,7 @@ use crate::{
     layer::ROOT,
 };
 
-/// Most inodes, and most names, of a layer; replaced ones count. Bounds the memory of a build to
+/// Most inodes, most names and most extents of sparse files of a layer; replaced ones count. Bounds the memory of a build to
 /// about 1.5 GB; the file format itself has room for 2^32 - 2.
 pub const MAX_ENTRIES: usize = 8 << 20;
 
@@ -142,7 +142,24 @@ impl Arena {
         inode.nlink = (inode.nlink.get() + 1).into();
         if is_directory {
             inode.size = u64::from(link).into();
+            let Link { parent, name, .. } = *self.link(link);
+            let len = self.path_len(parent) + 1 + self.names.name(name).len();
+            self.inode_mut(number).count = (len as u32).into();
         }
+    }
+
+    /// The length of a directory's path in bytes, a slash before each name.
+    pub(super) fn path_len(&self, directory: u32) -> usize {
+        self.inode(directory).count.get() as usize
+    }
+
+    /// Adds a run of a sparse file.
+    pub(super) fn add_extent(&mut self, extent: ExtentRecord) -> Result<(), HeapFull> {
+        if self.extents.len() >= self.limit {
+            return Err(HeapFull { what: "extents in a layer", limit: self.limit as u64 });
+        }
+        self.extents.push(extent);
+        Ok(())
     }
 
     /// Takes the inode away from a link, and with a directory all that is below it.
@@ -215,5 +232,9 @@ mod tests {
         assert_eq!((arena.add(file()), arena.add(file())), (Ok(2), Ok(3)), "the root is number 1");
         let full = arena.add(file()).expect_err("full").to_string();
         assert_eq!(full, "too much inodes in a layer: expected at most 3");
+        let run = ExtentRecord { logical: 0.into(), tar_offset: 0.into(), len: 1.into() };
+        (0..3).for_each(|_| arena.add_extent(run.clone()).expect("room"));
+        let full = arena.add_extent(run).expect_err("full").to_string();
+        assert_eq!(full, "too much extents in a layer: expected at most 3");
     }
 }

@@ -43,10 +43,10 @@ pub enum EntryProblem {
         /// Its length in bytes.
         found: usize,
     },
-    /// The whole path is too long.
+    /// The whole path is too long, or that to which it leads through symlinks.
     #[error("path too long: expected at most 4096 bytes, found {found}")]
     Path {
-        /// Its length in bytes, cleaned.
+        /// Its length in bytes, cleaned, a slash before each name.
         found: usize,
     },
     /// The path or link target holds a NUL byte.
@@ -90,6 +90,26 @@ pub enum EntryProblem {
     XattrValue {
         /// Its length in bytes.
         found: usize,
+    },
+    /// An inode has too many extended attributes, those of earlier headers included.
+    #[error(
+        "too many extended attributes: expected at most 65536 bytes of names and 1048576 in all, \
+         found {found}"
+    )]
+    Xattrs {
+        /// Bytes of all names and values.
+        found: usize,
+    },
+    /// The paths of all entries so far lead through too many and too long symlinks together, or
+    /// their extended attributes were merged too often.
+    #[error(
+        "symlinks and extended attributes take too long: expected at most {expected} steps in all \
+         entries so far"
+    )]
+    Effort {
+        /// The limit: 2^26, and 64 for each entry. A step is a name on the way through a symlink, or
+        /// 16 bytes of a symlink's target or of extended attributes.
+        expected: u64,
     },
     /// The file is larger than `off_t` can say, or its extents overlap or leave it.
     #[error("file size or extents out of range: size {size}")]

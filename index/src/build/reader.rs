@@ -1,6 +1,17 @@
 //! What happens to the bytes of blob and tar besides decoding: both digests, and the tree.
+//!
+//! Two stages, since either can be the longer one: digests take half a nanosecond a byte, the tree up
+//! to a microsecond an entry. On threads of their own they share the buffers that the decoder wrote
+//! to; the last to let go of one sends it back.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::{
+    convert::Infallible,
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
 
 use super::{BuildError, apply::LayerTree};
 use crate::{
@@ -9,55 +20,58 @@ use crate::{
     tar::{TarError, TarParser},
 };
 
-/// Bytes that are handed to the reader's thread at once.
+/// Bytes that are handed to a thread at once where they have to be copied.
 const BUFFER: usize = 128 << 10;
 
-/// Full buffers that may wait for it: enough to sleep through a hiccup of the other side.
+/// Full buffers that may wait for a thread: enough to sleep through a hiccup of the other side.
 const QUEUE: usize = 8;
 
 /// What the parser is told when an entry is refused; the reason is kept apart.
 const REFUSED: &str = "refused by the layer builder";
 
-/// State of the digests and of the tree.
-pub(super) struct Reader {
+/// State of the two digests.
+pub(super) struct Digests {
     pub(super) blob: Hasher,
     pub(super) diff_id: Hasher,
-    pub(super) parser: TarParser,
-    pub(super) tree: LayerTree,
-    spare: SyncSender<Vec<u8>>,
 }
 
 /// Bytes, in order for each of the two.
-pub(super) enum Job {
-    Blob(Vec<u8>),
-    Tar(Vec<u8>),
+pub(super) enum Hash {
+    Blob(Shared),
+    Tar(Shared),
+}
+
+impl Work for Digests {
+    type Job = Hash;
+    type Error = Infallible;
+
+    fn run(&mut self, job: Hash) -> Result<(), Infallible> {
+        match job {
+            Hash::Blob(blob) => self.blob.update(blob.bytes()),
+            Hash::Tar(tar) => self.diff_id.update(tar.bytes()),
+        }
+        Ok(())
+    }
+}
+
+/// State of the tree.
+pub(super) struct Reader {
+    pub(super) parser: TarParser,
+    pub(super) tree: LayerTree,
 }
 
 impl Work for Reader {
-    type Job = Job;
+    type Job = Shared;
     type Error = BuildError;
 
-    fn run(&mut self, job: Job) -> Result<(), BuildError> {
-        let bytes = match job {
-            Job::Blob(bytes) => {
-                self.blob.update(&bytes);
-                bytes
-            }
-            Job::Tar(bytes) => {
-                self.tar(&bytes)?;
-                bytes
-            }
-        };
-        // When nobody wants it back, or there are enough, it goes
-        let _ = self.spare.try_send(bytes);
-        Ok(())
+    fn run(&mut self, tar: Shared) -> Result<(), BuildError> {
+        self.tar(tar.bytes())
     }
 }
 
 impl Reader {
     fn tar(&mut self, tar: &[u8]) -> Result<(), BuildError> {
-        self.diff_id.update(tar);
-        let Self { parser, tree, .. } = self;
+        let Self { parser, tree } = self;
         let mut failed = None;
         let parsed = parser.push(tar, &mut |entry| {
             tree.apply(&entry).map_err(|error| {
@@ -69,11 +83,57 @@ impl Reader {
     }
 }
 
-/// The reader, or the way to its thread.
-pub(super) struct ReaderStage {
-    stage: Stage<Reader>,
+/// A part of a buffer that goes back when nobody needs it any more.
+pub(super) struct Shared(Arc<Lent>);
+
+struct Lent {
+    buffer: Vec<u8>,
+    part: Range<usize>,
+    back: SyncSender<Vec<u8>>,
+}
+
+impl Shared {
+    fn bytes(&self) -> &[u8] {
+        &self.0.buffer[self.0.part.clone()]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // When nobody wants it back, or there are enough, it goes
+        let _ = self.back.try_send(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// Buffers on their way back.
+struct Spare {
+    back: SyncSender<Vec<u8>>,
     spare: Receiver<Vec<u8>>,
-    /// Bytes that fill up before they go to the thread.
+}
+
+impl Spare {
+    fn new() -> Self {
+        let (back, spare) = sync_channel(2 * QUEUE);
+        Self { back, spare }
+    }
+
+    fn next(&self) -> Option<Vec<u8>> {
+        self.spare.try_recv().ok()
+    }
+
+    fn share(&self, buffer: Vec<u8>, part: Range<usize>) -> Shared {
+        Shared(Arc::new(Lent { buffer, part, back: self.back.clone() }))
+    }
+}
+
+/// The two stages, or the way to their threads.
+pub(super) struct ReaderStage {
+    digests: Stage<Digests>,
+    reader: Stage<Reader>,
+    /// Buffers for `blob` and `tar`, and those that the decoder writes to.
+    small: Spare,
+    whole: Spare,
+    /// Bytes that fill up before they go to a thread.
     blob: Vec<u8>,
     tar: Vec<u8>,
     tar_len: u64,
@@ -81,22 +141,26 @@ pub(super) struct ReaderStage {
 
 impl ReaderStage {
     pub(super) fn new(blob_algorithm: Algorithm) -> Self {
-        let (returned, spare) = sync_channel(QUEUE);
-        let reader = Reader {
-            blob: Hasher::new(blob_algorithm),
-            diff_id: Hasher::new(Algorithm::Sha256),
-            parser: TarParser::new(),
-            tree: LayerTree::new(),
-            spare: returned,
-        };
-        let (blob, tar) = (Vec::new(), Vec::new());
-        Self { stage: Stage::Here(reader), spare, blob, tar, tar_len: 0 }
+        let digests =
+            Digests { blob: Hasher::new(blob_algorithm), diff_id: Hasher::new(Algorithm::Sha256) };
+        let reader = Reader { parser: TarParser::new(), tree: LayerTree::new() };
+        Self {
+            digests: Stage::Here(digests),
+            reader: Stage::Here(reader),
+            small: Spare::new(),
+            whole: Spare::new(),
+            blob: Vec::new(),
+            tar: Vec::new(),
+            tar_len: 0,
+        }
     }
 
-    /// Gives the reader a thread of its own from here on.
+    /// Gives both stages threads of their own from here on.
     pub(super) fn spread(&mut self) {
-        let stage = std::mem::replace(&mut self.stage, Stage::Failed);
-        self.stage = stage.spread("peel-tar", QUEUE);
+        let digests = std::mem::replace(&mut self.digests, Stage::Failed);
+        self.digests = digests.spread("peel-digests", QUEUE);
+        let reader = std::mem::replace(&mut self.reader, Stage::Failed);
+        self.reader = reader.spread("peel-tar", QUEUE);
     }
 
     /// Bytes of tar so far.
@@ -104,24 +168,79 @@ impl ReaderStage {
         self.tar_len
     }
 
-    pub(super) fn push_blob(&mut self, blob: &[u8]) -> Result<(), BuildError> {
-        if let Some(reader) = self.stage.here() {
-            reader.blob.update(blob);
-            return Ok(());
+    pub(super) fn push_blob(&mut self, blob: &[u8]) {
+        if let Some(digests) = self.digests.here() {
+            digests.blob.update(blob);
+            return;
         }
-        fill(&mut self.stage, &self.spare, &mut self.blob, blob, Job::Blob)
+        let mut rest = blob;
+        while fill(&mut self.blob, &self.small, &mut rest) {
+            self.send_blob();
+        }
     }
 
     pub(super) fn push_tar(&mut self, tar: &[u8]) -> Result<(), BuildError> {
         self.tar_len += tar.len() as u64;
-        if let Some(reader) = self.stage.here() {
-            let result = reader.tar(tar);
-            if result.is_err() {
-                self.stage = Stage::Failed;
+        match (self.digests.here(), self.reader.here()) {
+            (Some(digests), Some(reader)) => {
+                digests.diff_id.update(tar);
+                let result = reader.tar(tar);
+                if result.is_err() {
+                    self.reader = Stage::Failed;
+                }
+                result
             }
-            return result;
+            _ => {
+                let mut rest = tar;
+                while fill(&mut self.tar, &self.small, &mut rest) {
+                    self.send_tar()?;
+                }
+                Ok(())
+            }
         }
-        fill(&mut self.stage, &self.spare, &mut self.tar, tar, Job::Tar)
+    }
+
+    /// Whether [`Self::push_tar`] has to copy.
+    pub(super) fn takes_buffers(&self) -> bool {
+        !(self.digests.is_here() && self.reader.is_here())
+    }
+
+    /// A buffer of `len` bytes, in exchange for one that [`Self::give_tar`] is going to get.
+    pub(super) fn exchange(&mut self, len: usize) -> Vec<u8> {
+        self.whole.next().filter(|buffer| buffer.len() == len).unwrap_or_else(|| vec![0; len])
+    }
+
+    /// As [`Self::push_tar`], of a part of a buffer.
+    pub(super) fn give_tar(
+        &mut self,
+        buffer: Vec<u8>,
+        tar: Range<usize>,
+    ) -> Result<(), BuildError> {
+        self.send_tar()?;
+        self.tar_len += tar.len() as u64;
+        self.share_tar(self.whole.share(buffer, tar))
+    }
+
+    fn share_tar(&mut self, tar: Shared) -> Result<(), BuildError> {
+        let again = Shared(Arc::clone(&tar.0));
+        let Ok(()) = self.digests.send(Hash::Tar(again));
+        self.reader.send(tar)
+    }
+
+    /// Sends off what has filled up.
+    fn send_tar(&mut self) -> Result<(), BuildError> {
+        let tar = std::mem::take(&mut self.tar);
+        if tar.is_empty() {
+            return Ok(());
+        }
+        let len = tar.len();
+        self.share_tar(self.small.share(tar, 0..len))
+    }
+
+    fn send_blob(&mut self) {
+        let blob = std::mem::take(&mut self.blob);
+        let len = blob.len();
+        let Ok(()) = self.digests.send(Hash::Blob(self.small.share(blob, 0..len)));
     }
 
     /// Waits until all bytes have been seen.
@@ -129,41 +248,28 @@ impl ReaderStage {
     /// # Errors
     /// Where the tar was refused; an error is given out once.
     pub(super) fn settle(&mut self) -> Result<(), BuildError> {
-        let (blob, tar) = (std::mem::take(&mut self.blob), std::mem::take(&mut self.tar));
-        for (bytes, job) in [(blob, Job::Blob as fn(_) -> _), (tar, Job::Tar)] {
-            if !bytes.is_empty() {
-                self.stage.send(job(bytes))?;
-            }
-        }
-        self.stage.settle()
+        self.send_tar()?;
+        self.send_blob();
+        let Ok(()) = self.digests.settle();
+        self.reader.settle()
     }
 
-    /// The reader after all bytes; `None` where the tar was refused before.
-    pub(super) fn into_inner(mut self) -> Result<Option<Reader>, BuildError> {
+    /// Both states after all bytes; `None` where the tar was refused before.
+    pub(super) fn into_inner(mut self) -> Result<Option<(Digests, Reader)>, BuildError> {
         self.settle()?;
-        self.stage.into_inner()
+        let Ok(digests) = self.digests.into_inner();
+        Ok(digests.zip(self.reader.into_inner()?))
     }
 }
 
-/// Copies bytes to a buffer, and sends it off whenever it is full.
-fn fill(
-    stage: &mut Stage<Reader>,
-    spare: &Receiver<Vec<u8>>,
-    buffer: &mut Vec<u8>,
-    mut bytes: &[u8],
-    job: fn(Vec<u8>) -> Job,
-) -> Result<(), BuildError> {
-    while !bytes.is_empty() {
-        if buffer.capacity() == 0 {
-            *buffer = spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER));
-            buffer.clear();
-        }
-        let (piece, rest) = bytes.split_at(bytes.len().min(BUFFER - buffer.len()));
-        buffer.extend_from_slice(piece);
-        bytes = rest;
-        if buffer.len() == BUFFER {
-            stage.send(job(std::mem::take(buffer)))?;
-        }
+/// Moves bytes from the front of `rest` to `buffer`; whether that is full then.
+fn fill(buffer: &mut Vec<u8>, spare: &Spare, rest: &mut &[u8]) -> bool {
+    if buffer.capacity() == 0 {
+        *buffer = spare.next().unwrap_or_else(|| Vec::with_capacity(BUFFER));
+        buffer.clear();
     }
-    Ok(())
+    let (piece, after) = rest.split_at(rest.len().min(BUFFER - buffer.len()));
+    buffer.extend_from_slice(piece);
+    *rest = after;
+    buffer.len() == BUFFER
 }

@@ -12,21 +12,20 @@
 //!
 //! Beside it runs the *stretch* of tar that has no span yet: `Between` (nothing decoded), `Span`, or
 //! `Gap` once more than SPAN_MAX came without a boundary. The compressed bytes of a span are held
-//! until it is closed. They give its digest and its window (in `table.rs`), and when a span turns into a gap they
-//! are decoded once more, to the seekable copy. Within SPAN_MAX of tar, a block is at most twice its
+//! until it is closed. They give its digest (in `table.rs`), and when a span turns into a gap they are
+//! decoded once more, to the seekable copy. The decoder stops at every block boundary, and records
+//! which bytes before the span it looks at. Within SPAN_MAX of tar, a block is at most twice its
 //! content, and blocks without content are cut off at HELD_TARGET, so a few MiB are held at most.
 
 use super::{
-    CodecError, Compression, Sink,
+    CodecError, Compression, TarSink,
     assembly::{Assembly, Limits},
     header::{Fault, Header, TRAILER},
+    inflate::{Inflate, Status, Stop, WINDOW},
     members::Members,
+    output::Output,
     table::DeflateSpan,
-    zlib::{Inflate, Status, Stop, WINDOW},
 };
-
-/// Tar bytes decoded at a time: stays in the second-level cache until the sink has seen it.
-const OUTPUT: usize = 128 << 10;
 
 enum Phase {
     Header(Header),
@@ -44,7 +43,7 @@ enum Stretch {
 
 pub(super) struct GzipStream {
     inflate: Inflate,
-    output: Vec<u8>,
+    output: Output,
     phase: Phase,
     stretch: Stretch,
     /// The span that is being collected.
@@ -56,30 +55,47 @@ pub(super) struct GzipStream {
     offset: u64,
     /// Where the current member begins in the blob.
     member: u64,
+    /// Tar bytes of it so far, or [`WINDOW`] where there are more: what a match can reach.
+    reach: usize,
     /// The last blob byte consumed: a boundary may lie inside it.
     last: u8,
 }
 
-impl GzipStream {
-    pub(super) fn new() -> Result<Self, CodecError> {
-        Ok(Self {
-            inflate: Inflate::new()?,
-            output: vec![0; OUTPUT],
+impl Default for GzipStream {
+    fn default() -> Self {
+        Self {
+            inflate: Inflate::new(),
+            output: Output::new(),
             phase: Phase::Header(Header::new()),
             stretch: Stretch::Between,
             open: DeflateSpan::default(),
             complete: (0, 0),
             offset: 0,
             member: 0,
+            reach: 0,
             last: 0,
-        })
+        }
     }
+}
 
+impl GzipStream {
+    /// Where data is corrupt, what was decoded before is with the sink.
     pub(super) fn push(
         &mut self,
         assembly: &mut Assembly,
+        blob: &[u8],
+        sink: &mut dyn TarSink,
+    ) -> Result<(), CodecError> {
+        let pushed = self.advance(assembly, blob, sink);
+        self.output.tell(sink, pushed.is_err())?;
+        pushed
+    }
+
+    fn advance(
+        &mut self,
+        assembly: &mut Assembly,
         mut blob: &[u8],
-        sink: &mut Sink<'_>,
+        sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
         while !blob.is_empty() {
             match &mut self.phase {
@@ -121,7 +137,12 @@ impl GzipStream {
         Ok(())
     }
 
-    pub(super) fn finish(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
+    pub(super) fn finish(
+        &mut self,
+        assembly: &mut Assembly,
+        sink: &mut dyn TarSink,
+    ) -> Result<(), CodecError> {
+        self.output.tell(sink, true)?;
         match &self.phase {
             Phase::Ignored => Ok(()),
             Phase::Header(header) if self.member > 0 && !header.is_recognised() => {
@@ -154,12 +175,12 @@ impl GzipStream {
 
     fn begin_member(&mut self) {
         self.phase = Phase::Body;
-        self.inflate.reset();
+        self.inflate.restart();
+        self.reach = 0;
         if self.stretch == Stretch::Between {
             self.stretch = Stretch::Span;
-            self.open.restart(self.offset, 0);
-            self.complete = (0, 0);
-            self.open.window.clear();
+            self.begin_span(0);
+            self.inflate.set_floor(&[]);
         }
     }
 
@@ -168,44 +189,23 @@ impl GzipStream {
         &mut self,
         assembly: &mut Assembly,
         blob: &mut &[u8],
-        sink: &mut Sink<'_>,
+        sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
         loop {
-            let (given, room, stop) = self.stride(blob, &assembly.limits);
-            let step = self.inflate.run(given, &mut self.output[..room], stop);
-            let starved = step.consumed == given.len();
+            let (out, from, enough) = self.output.room(sink)?;
+            let step = self.inflate.run(blob, out, from, enough, Stop::Boundary);
             let left = blob.len() - step.consumed;
             self.consume(blob, left);
             if step.produced > 0 {
-                self.take_tar(assembly, step.produced, sink)?;
+                self.take_tar(assembly, step.produced)?;
             }
             match step.status {
-                Status::More if step.produced == room => {}
-                Status::More if blob.is_empty() => return Ok(()),
-                Status::More if starved => {}
-                Status::More | Status::Corrupt => {
-                    return Err(CodecError::Deflate { offset: self.offset });
-                }
+                Status::Output => {}
+                Status::Input => return Ok(()),
                 Status::Boundary { bits } => self.boundary(assembly, bits)?,
                 Status::End => return self.end_member(assembly),
+                Status::Corrupt => return Err(CodecError::Deflate { offset: self.offset }),
             }
-        }
-    }
-
-    /// How far to decode without losing sight of a boundary that matters: the input, the room for
-    /// output, and where to stop.
-    ///
-    /// Stopping at every block costs 4 %. So blocks run through as long as whatever boundary they
-    /// pass cannot end the span ([`Self::is_due`]), nor move its beginning.
-    fn stride<'b>(&self, blob: &'b [u8], limits: &Limits) -> (&'b [u8], usize, Stop) {
-        let tar = limits.target.saturating_sub(self.open.tar_len + 1);
-        let held = limits.held_target.saturating_sub(self.open.held.len());
-        let begun = self.stretch == Stretch::Span && self.open.tar_len > 0;
-        if begun && tar > 0 && held > 0 {
-            let room = tar.min(OUTPUT as u64) as usize;
-            (&blob[..blob.len().min(held)], room, Stop::Never)
-        } else {
-            (blob, OUTPUT, Stop::Boundary)
         }
     }
 
@@ -215,22 +215,15 @@ impl GzipStream {
         self.open.tar_len >= limits.target || self.open.held.len() > limits.held_target
     }
 
-    fn take_tar(
-        &mut self,
-        assembly: &mut Assembly,
-        len: usize,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), CodecError> {
-        let tar = &self.output[..len];
-        sink(tar)?;
+    /// Sees to the tar bytes that were decoded last.
+    fn take_tar(&mut self, assembly: &mut Assembly, len: usize) -> Result<(), CodecError> {
+        let tar = self.output.add(len);
+        self.reach = (self.reach + len).min(WINDOW);
         if self.stretch == Stretch::Gap {
             return assembly.copy_tar(tar);
         }
-        let open = &mut self.open;
-        let head = tar.len().min(WINDOW - open.head.len());
-        open.head.extend_from_slice(&tar[..head]);
-        open.tar_len += len as u64;
-        if open.tar_len > assembly.limits.max {
+        self.open.tar_len += len as u64;
+        if self.open.tar_len > assembly.limits.max {
             self.begin_gap(assembly)?;
         }
         Ok(())
@@ -239,11 +232,11 @@ impl GzipStream {
     /// The span has grown too long: all of it goes to the copy, and what follows up to the next
     /// boundary.
     fn begin_gap(&mut self, assembly: &mut Assembly) -> Result<(), CodecError> {
-        let open = &self.open;
+        let open = &mut self.open;
+        self.inflate.sparse_window(&mut open.window);
         let mut tar = vec![0; open.tar_len as usize];
-        let decoded =
-            Members::new(open.bits, &open.window, &open.held)?.decode(&open.held, &mut tar);
-        if decoded != tar.len() {
+        let mut members = Members::new(open.bits, &open.window, &open.held);
+        if members.decode(&open.held, &mut tar, 0, usize::MAX) != tar.len() {
             return Err(CodecError::Deflate { offset: self.offset });
         }
         self.stretch = Stretch::Gap;
@@ -259,7 +252,7 @@ impl GzipStream {
                 assembly.flush_copy()?;
                 self.stretch = Stretch::Span;
             }
-            // Blocks without content before the span's first: it begins after them, and the window
+            // Blocks without content before the span's first: it begins after them, and the floor
             // is still the same
             Stretch::Span if open.tar_len == 0 => {
                 self.begin_span(bits);
@@ -271,7 +264,7 @@ impl GzipStream {
             Stretch::Span | Stretch::Between => return Ok(()),
         }
         self.begin_span(bits);
-        self.inflate.copy_window(&mut self.open.window);
+        self.inflate.set_floor(self.output.last(self.reach));
         Ok(())
     }
 
@@ -324,6 +317,7 @@ impl GzipStream {
         tar_len: u64,
     ) -> Result<(), CodecError> {
         let mut span = std::mem::take(&mut self.open);
+        self.inflate.sparse_window(&mut span.window);
         span.held.truncate(held);
         span.tar_len = tar_len;
         self.open = assembly.deflate_span(span)?;

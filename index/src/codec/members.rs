@@ -1,9 +1,8 @@
 //! Decoding a run of deflate data that may go on through the ends of gzip members.
 
 use super::{
-    CodecError,
     header::{Header, TRAILER},
-    zlib::{Inflate, Status, Stop},
+    inflate::{Inflate, Status, Stop},
 };
 
 /// Where the decoding of a run stands.
@@ -16,40 +15,47 @@ pub(super) struct Members {
 }
 
 impl Members {
-    /// At the start of `compressed`: at the `bits` high bits of its first byte (0: at the whole
-    /// byte), with `window` before it.
-    pub(super) fn new(bits: u8, window: &[u8], compressed: &[u8]) -> Result<Self, CodecError> {
-        let mut inflate = Inflate::new()?;
-        let used = compressed.len() - inflate.resume(compressed, bits, window).len();
-        Ok(Self { inflate, used, ended: false })
+    /// At the start of a run.
+    pub(super) fn new(bits: u8, window: &[u8], compressed: &[u8]) -> Self {
+        let mut members = Self { inflate: Inflate::new(), used: 0, ended: false };
+        members.restart(bits, window, compressed);
+        members
     }
 
-    /// Starts anew, with another run.
-    pub(super) fn reset(&mut self, bits: u8, window: &[u8], compressed: &[u8]) {
-        self.used = compressed.len() - self.inflate.resume(compressed, bits, window).len();
+    /// Goes to the start of `compressed`: to the `bits` high bits of its first byte (0: to the whole
+    /// byte), with `window` before it.
+    pub(super) fn restart(&mut self, bits: u8, window: &[u8], compressed: &[u8]) {
+        self.used = self.inflate.resume(compressed, bits, window);
         self.ended = false;
     }
 
-    /// Fills `tar` with what comes next, from the same `compressed` as before. Returns the number
-    /// of bytes decoded: less than `tar` holds when the data ends before or is corrupt.
-    pub(super) fn decode(&mut self, compressed: &[u8], tar: &mut [u8]) -> usize {
-        let mut filled = 0;
-        while filled < tar.len() && !self.ended {
+    /// Decodes on, from the same `compressed` as before, to `tar[filled..]`, until there are
+    /// `enough` bytes in `tar` (which is a little faster where there is room for some more), the
+    /// data ends or is corrupt. `tar[..filled]` is what was decoded before. Returns the number of
+    /// bytes that are in `tar`.
+    pub(super) fn decode(
+        &mut self,
+        compressed: &[u8],
+        tar: &mut [u8],
+        filled: usize,
+        enough: usize,
+    ) -> usize {
+        let mut filled = filled;
+        while filled < enough.min(tar.len()) && !self.ended {
             let input = compressed.get(self.used..).unwrap_or_default();
-            let step = self.inflate.run(input, &mut tar[filled..], Stop::Never);
+            let step = self.inflate.run(input, tar, filled, enough, Stop::Never);
             filled += step.produced;
             self.used += step.consumed;
-            let moved = step.consumed > 0 || step.produced > 0;
             match step.status {
-                Status::More | Status::Boundary { .. } if moved => {}
+                Status::Output | Status::Boundary { .. } => {}
                 Status::End => match next_member(&input[step.consumed..]) {
                     Some(rest) => {
                         self.used = compressed.len() - rest.len();
-                        self.inflate.reset();
+                        self.inflate.restart();
                     }
                     None => self.ended = true,
                 },
-                Status::More | Status::Boundary { .. } | Status::Corrupt => self.ended = true,
+                Status::Input | Status::Corrupt => self.ended = true,
             }
         }
         filled

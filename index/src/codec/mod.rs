@@ -47,19 +47,20 @@ mod copy;
 mod error;
 mod gzip;
 mod header;
+mod inflate;
 mod members;
+mod output;
 mod plain;
 mod reader;
 mod span;
 mod table;
 mod window;
-mod zlib;
 mod zstd;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use self::{assembly::Assembly, gzip::GzipStream, plain::PlainStream, zstd::ZstdStream};
 pub use self::{
@@ -88,6 +89,42 @@ const HELD_MAX: usize = 8 << 20;
 
 /// Takes tar bytes, in order.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), CodecError> + 'a;
+
+/// Takes tar bytes, in order, and whole buffers where that spares a copy.
+pub(crate) trait TarSink {
+    /// Takes bytes that stay where they are.
+    fn take(&mut self, tar: &[u8]) -> Result<(), CodecError>;
+
+    /// Whether [`Self::take`] would have to copy: buffers are better.
+    fn takes_buffers(&self) -> bool;
+
+    /// A buffer of `len` bytes to decode to, in exchange for one that [`Self::give`] takes. `None`
+    /// where it does not.
+    fn exchange(&mut self, len: usize) -> Option<Vec<u8>>;
+
+    /// Takes a buffer, of which `tar` is the part that comes next.
+    fn give(&mut self, buffer: Vec<u8>, tar: Range<usize>) -> Result<(), CodecError>;
+}
+
+struct Lend<'a, 'b>(&'a mut Sink<'b>);
+
+impl TarSink for Lend<'_, '_> {
+    fn take(&mut self, tar: &[u8]) -> Result<(), CodecError> {
+        (self.0)(tar)
+    }
+
+    fn takes_buffers(&self) -> bool {
+        false
+    }
+
+    fn exchange(&mut self, _len: usize) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn give(&mut self, buffer: Vec<u8>, tar: Range<usize>) -> Result<(), CodecError> {
+        self.take(&buffer[tar])
+    }
+}
 
 /// How a layer blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +230,15 @@ impl StreamDecoder {
     /// [`CodecError`] when the blob is no valid gzip or zstd stream, and whatever `sink` returns.
     /// The decoder cannot be used after that.
     pub fn push(&mut self, blob: &[u8], sink: &mut Sink<'_>) -> Result<(), CodecError> {
+        self.push_to(blob, &mut Lend(sink))
+    }
+
+    /// As [`Self::push`]; the end of what is decoded may come in a later call.
+    pub(crate) fn push_to(
+        &mut self,
+        blob: &[u8],
+        sink: &mut dyn TarSink,
+    ) -> Result<(), CodecError> {
         self.guard(|decoder| decoder.advance(blob, false, sink))
     }
 
@@ -213,7 +259,12 @@ impl StreamDecoder {
     /// # Errors
     ///
     /// [`CodecError::Truncated`] when compressed data is incomplete.
-    pub fn finish(mut self, sink: &mut Sink<'_>) -> Result<Decoded, CodecError> {
+    pub fn finish(self, sink: &mut Sink<'_>) -> Result<Decoded, CodecError> {
+        self.finish_to(&mut Lend(sink))
+    }
+
+    /// As [`Self::finish`].
+    pub(crate) fn finish_to(mut self, sink: &mut dyn TarSink) -> Result<Decoded, CodecError> {
         self.guard(|decoder| decoder.advance(&[], true, sink))?;
         let compression = match &mut self.stream {
             Stream::Unknown(_) => Compression::None,
@@ -222,7 +273,7 @@ impl StreamDecoder {
                 Compression::None
             }
             Stream::Gzip(stream) => {
-                stream.finish(&mut self.assembly)?;
+                stream.finish(&mut self.assembly, sink)?;
                 Compression::Gzip
             }
             Stream::Zstd(stream) => {
@@ -245,7 +296,12 @@ impl StreamDecoder {
         result
     }
 
-    fn advance(&mut self, blob: &[u8], end: bool, sink: &mut Sink<'_>) -> Result<(), CodecError> {
+    fn advance(
+        &mut self,
+        blob: &[u8],
+        end: bool,
+        sink: &mut dyn TarSink,
+    ) -> Result<(), CodecError> {
         let assembly = &mut self.assembly;
         match &mut self.stream {
             Stream::Unknown(first) => {
@@ -255,7 +311,7 @@ impl StreamDecoder {
                     let first = std::mem::take(first);
                     self.stream = match Compression::detect(&first) {
                         Compression::None => Stream::Plain(Box::default()),
-                        Compression::Gzip => Stream::Gzip(Box::new(GzipStream::new()?)),
+                        Compression::Gzip => Stream::Gzip(Box::default()),
                         Compression::Zstd => Stream::Zstd(Box::new(ZstdStream::new()?)),
                     };
                     self.advance(&first, end, sink)?;

@@ -1,7 +1,7 @@
 //! A blob that is the tar itself: spans are equal slices of it.
 
 use super::{
-    CodecError, Sink, SpanCoding,
+    CodecError, SpanCoding, TarSink,
     assembly::{Assembly, Range},
 };
 
@@ -17,12 +17,12 @@ impl PlainStream {
         &mut self,
         assembly: &mut Assembly,
         mut blob: &[u8],
-        sink: &mut Sink<'_>,
+        sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
         if blob.is_empty() {
             return Ok(());
         }
-        sink(blob)?;
+        sink.take(blob)?;
         while !blob.is_empty() {
             let room = assembly.limits.target - self.len;
             let (piece, rest) = blob.split_at((blob.len() as u64).min(room) as usize);

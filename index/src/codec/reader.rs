@@ -4,9 +4,9 @@ use ::zstd::bulk::Decompressor;
 
 use super::{
     CodecError, Span, SpanCoding,
+    inflate::{SLACK, WINDOW},
     members::Members,
     span::{verify, zstd_failed},
-    zlib::WINDOW,
 };
 
 /// What a reader takes besides its buffers, in bytes.
@@ -63,7 +63,7 @@ impl SpanReader {
                         what: error.to_string(),
                     })?;
                 }
-                let members = Box::new(Members::new(bits, &unpacked, &compressed)?);
+                let members = Box::new(Members::new(bits, &unpacked, &compressed));
                 reader.rest = Rest::Deflate { members, compressed };
             }
         }
@@ -85,10 +85,11 @@ impl SpanReader {
         }
         match &mut self.rest {
             Rest::Deflate { members, compressed } => {
-                self.tar.reserve_exact(upto - filled);
-                self.tar.resize(upto, 0);
-                let decoded = members.decode(compressed, &mut self.tar[filled..]);
-                self.tar.truncate(filled + decoded);
+                let room = (upto + SLACK).min(self.span.tar_len as usize);
+                self.tar.reserve_exact(room - filled);
+                self.tar.resize(room, 0);
+                let decoded = members.decode(compressed, &mut self.tar, filled, upto);
+                self.tar.truncate(decoded);
             }
             Rest::Zstd { compressed } => {
                 let mut tar = Vec::with_capacity(self.span.tar_len as usize);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ::zstd::bulk::Decompressor;
 
-use super::{CodecError, SPAN_MAX, members::Members, zlib::WINDOW};
+use super::{CodecError, SPAN_MAX, inflate::WINDOW, members::Members};
 
 /// What a span's compressed range is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,12 +165,13 @@ impl SpanDecoder {
                 })?;
                 let members = match &mut self.members {
                     Some(members) => {
-                        members.reset(bits, &self.window, compressed);
+                        members.restart(bits, &self.window, compressed);
                         members
                     }
-                    none => none.insert(Members::new(bits, &self.window, compressed)?),
+                    none => none.insert(Members::new(bits, &self.window, compressed)),
                 };
-                members.decode(compressed, tar)
+                let len = tar.len();
+                members.decode(compressed, tar, 0, len)
             }
             // A single call: a frame's declared window needs no memory, for the output is the window
             SpanCoding::ZstdFrames => {

@@ -4,11 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{
-    CodecError, Span, SpanCoding, SpanSource,
-    copy::CopyWriter,
-    window::{SpanStart, WindowPacker},
-};
+use super::{CodecError, Span, SpanCoding, SpanSource, copy::CopyWriter, window::WindowPacker};
 use crate::stage::Work;
 
 /// Shared with the other end: things on their way back from the table.
@@ -42,10 +38,9 @@ pub(super) struct DeflateSpan {
     pub(super) bits: u8,
     /// The compressed bytes.
     pub(super) held: Vec<u8>,
-    /// The tar bytes before the span, as far as its first member reaches back.
+    /// The tar bytes before the span, as far as its first member reaches back, with zeros for those
+    /// that the span does not refer to; empty where it refers to none.
     pub(super) window: Vec<u8>,
-    /// The first tar bytes of the span, at most as many as a window has.
-    pub(super) head: Vec<u8>,
     pub(super) tar_len: u64,
 }
 
@@ -54,7 +49,7 @@ impl DeflateSpan {
         self.offset = offset;
         self.bits = bits;
         self.held.clear();
-        self.head.clear();
+        self.window.clear();
         self.tar_len = 0;
     }
 }
@@ -121,12 +116,7 @@ impl SpanTable {
             Some(packer) => packer,
             none => none.insert(WindowPacker::new()?),
         };
-        let window = packer.pack(&SpanStart {
-            window: &span.window,
-            bits: span.bits,
-            compressed: &span.held,
-            tar: &span.head,
-        })?;
+        let window = packer.pack(&span.window)?;
         let window_offset = if window.is_empty() { 0 } else { self.windows.len() as u64 };
         self.windows.extend_from_slice(window);
         let window_len = narrow(window.len() as u64);

@@ -13,7 +13,7 @@
 use ::zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::{
-    CodecError, Compression, Sink, SpanCoding,
+    CodecError, Compression, SpanCoding, TarSink,
     assembly::{Assembly, Range},
 };
 
@@ -71,7 +71,7 @@ impl ZstdStream {
         &mut self,
         assembly: &mut Assembly,
         mut blob: &[u8],
-        sink: &mut Sink<'_>,
+        sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
         let mut more = false;
         while more || !blob.is_empty() {
@@ -99,7 +99,7 @@ impl ZstdStream {
         &mut self,
         assembly: &mut Assembly,
         blob: &mut &[u8],
-        sink: &mut Sink<'_>,
+        sink: &mut dyn TarSink,
     ) -> Result<bool, CodecError> {
         let filled = self.tar.len();
         self.tar.reserve(STEP);
@@ -115,7 +115,7 @@ impl ZstdStream {
         self.in_frame = hint != 0;
 
         if self.tar.len() > filled {
-            sink(&self.tar[filled..])?;
+            sink.take(&self.tar[filled..])?;
         }
         if self.large {
             assembly.copy_tar(&self.tar)?;

@@ -27,14 +27,16 @@ pub(crate) struct Table {
 impl Table {
     /// The index stored under `hash` for which `is_equal` holds.
     pub(crate) fn find(&self, hash: u64, is_equal: impl Fn(u32) -> bool) -> Option<u32> {
-        let mask = self.cells.len().checked_sub(1)?;
+        if self.cells.is_empty() {
+            return None;
+        }
         let tag = hash as Tag;
-        let mut cell = tag as usize & mask;
+        let mut cell = self.first_cell(tag);
         loop {
             match self.cells[cell] {
                 FREE => return None,
                 (found, index) if found == tag && is_equal(index) => return Some(index),
-                _ => cell = (cell + 1) & mask,
+                _ => cell = self.next_cell(cell),
             }
         }
     }
@@ -42,7 +44,8 @@ impl Table {
     /// Stores an index, below `u32::MAX`, that [`Self::find`] does not find.
     pub(crate) fn insert(&mut self, hash: u64, index: u32) {
         if (self.used + 1) * 4 > self.cells.len() * 3 {
-            let len = (self.cells.len() * 2).max(FIRST_CELLS);
+            // By half only: the table is most of what a heap takes beyond its bytes
+            let len = (self.cells.len() / 2 * 3).max(FIRST_CELLS);
             let old = std::mem::replace(&mut self.cells, vec![FREE; len]);
             old.into_iter().filter(|cell| *cell != FREE).for_each(|cell| self.place(cell));
         }
@@ -51,12 +54,21 @@ impl Table {
     }
 
     fn place(&mut self, new: (Tag, u32)) {
-        let mask = self.cells.len() - 1;
-        let mut cell = new.0 as usize & mask;
+        let mut cell = self.first_cell(new.0);
         while self.cells[cell] != FREE {
-            cell = (cell + 1) & mask;
+            cell = self.next_cell(cell);
         }
         self.cells[cell] = new;
+    }
+
+    /// Where a tag would be if nothing else were there: in order of tags, so that a table that grows
+    /// is written from front to back.
+    fn first_cell(&self, tag: Tag) -> usize {
+        ((u64::from(tag) * self.cells.len() as u64) >> Tag::BITS) as usize
+    }
+
+    fn next_cell(&self, cell: usize) -> usize {
+        if cell + 1 == self.cells.len() { 0 } else { cell + 1 }
     }
 }
 
@@ -66,7 +78,7 @@ mod tests {
 
     #[test]
     fn finds_what_was_stored() {
-        let keys: Vec<u64> = (0..1000).map(|n| n * 64).collect();
+        let keys: Vec<u64> = (0..1000).map(|n| n * 4_294_967).collect();
         let mut table = Table::default();
         assert_eq!(table.find(0, |_| true), None);
         for (index, key) in (0..).zip(&keys) {

@@ -21,9 +21,7 @@ mod tests;
 mod xattrs;
 
 pub(crate) use heap::Table;
-pub(crate) use names::{
-    MAX_NAME, NameHeap, NameId, has_valid_form, is_free_of_separators, is_valid_name, slice,
-};
+pub(crate) use names::{MAX_NAME, NameHeap, NameId, has_valid_form, is_free_of_separators, slice};
 pub(crate) use records::*;
 pub(crate) use xattrs::{MAX_XATTR_NAME, MAX_XATTR_VALUE, XattrHeap, XattrSets};
 

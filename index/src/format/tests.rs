@@ -196,7 +196,7 @@ fn use_layer(layer: &Layer, lower: &Layer) -> bool {
         let _ = (layer.symlink_target(number), layer.xattrs(number).count());
         let _ = layer.pieces(number, 3, u64::MAX).take(1000).count();
         let _ = (layer.is_implicit(number), layer.is_opaque(number));
-        layer.children(number).iter().for_each(|entry| drop(layer.name(entry).to_vec()));
+        layer.children(number).1.iter().for_each(|entry| drop(layer.name(entry).to_vec()));
     }
     for index in 0..=layer.span_count() {
         if let Some(span) = layer.span(index) {

@@ -41,6 +41,14 @@ impl<'a> Xattrs<'a> {
         Self { rest, left: u32::from_le_bytes(*count) }
     }
 
+    /// How long the set is in the file, in bytes, its count aside; before the first attribute is
+    /// taken.
+    pub(crate) fn byte_len(&self) -> usize {
+        let mut set = self.clone();
+        while set.step().is_some() {}
+        self.rest.len() - set.rest.len()
+    }
+
     fn step(&mut self) -> Option<(&'a [u8], &'a [u8])> {
         self.left.checked_sub(1)?;
         let (header, rest) = self.rest.split_first_chunk::<ATTRIBUTE_HEADER_LEN>()?;

@@ -251,19 +251,26 @@ impl Layer {
         self.inodes().get(number.checked_sub(1)? as usize)
     }
 
-    /// Entries of a directory, names ascending bytewise; whiteouts are among them.
-    pub(crate) fn children(&self, number: u32) -> &[LayerDirent] {
-        let Some(record) = self.record(number) else {
-            return &[];
+    /// Entries of a directory, names ascending bytewise, whiteouts among them; before them the
+    /// position of the first one in DIRENTS.
+    pub(crate) fn children(&self, number: u32) -> (u32, &[LayerDirent]) {
+        let children = || {
+            let record = self.record(number)?;
+            if FileKind::from_mode(record.mode.get()) != Some(FileKind::Directory) {
+                return None;
+            }
+            let first = u32::try_from(record.data.get()).ok()?;
+            let end = (first as usize).saturating_add(record.count.get() as usize);
+            Some((first, self.dirents().get(first as usize..end)?))
         };
-        if FileKind::from_mode(record.mode.get()) != Some(FileKind::Directory) {
-            return &[];
-        }
-        let Ok(first) = usize::try_from(record.data.get()) else {
-            return &[];
-        };
-        let end = first.saturating_add(record.count.get() as usize);
-        self.dirents().get(first..end).unwrap_or_default()
+        children().unwrap_or_default()
+    }
+
+    /// The entry of a name in a directory, whiteouts included, and its position in DIRENTS.
+    pub(crate) fn find_child(&self, number: u32, name: &[u8]) -> Option<(u32, &LayerDirent)> {
+        let (first, children) = self.children(number);
+        let found = children.binary_search_by(|entry| self.name(entry).cmp(name)).ok()?;
+        Some((first + found as u32, &children[found]))
     }
 
     pub(crate) fn name(&self, entry: &LayerDirent) -> &[u8] {

@@ -4,49 +4,51 @@
 //! visible names are not as many as its layer says, and where a hard link of an upper layer gave it
 //! other attributes.
 
-use std::collections::HashMap;
-
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     BuiltTree, MERGER_VERSION, MergeError,
-    apply::Merged,
-    arena::{Child, LayerInode, ROOT, Target},
+    census::Census,
+    stack::{Directory, File, LayerInode, Stack},
+    walk::{Event, Walk},
 };
 use crate::{
     attr::{Attr, FileKind},
     digest::Digest,
     format::{
-        FileType, HeapFull, NameHeap, Sealed, Section, TreeDirent, TreeInode, TreeLayer, TreeMeta,
+        FileType, NameHeap, Sealed, Section, TreeDirent, TreeInode, TreeLayer, TreeMeta, XattrHeap,
     },
     layer::digest_record,
     nodeid::NodeId,
-    tree::{OWN, Totals},
+    tree::OWN,
 };
-
-/// Most inodes of a tree: numbers are 32 bits, and 0 and the highest one stay free.
-const MAX_INODES: usize = u32::MAX as usize - 1;
 
 /// Mode of a directory that no layer lists, the root's included.
 const UNLISTED_MODE: u32 = 0o755;
 
-/// Seals a merged tree.
+/// Walks a stack once more and seals its tree.
 pub(super) fn seal(
-    mut merged: Merged<'_>,
+    stack: &Stack<'_>,
+    census: Census,
+    xattrs: XattrHeap,
     chain_id: Option<Digest>,
 ) -> Result<BuiltTree, MergeError> {
-    let names = count_names(&merged);
+    let (entries, totals) = (census.entries, census.totals);
     let mut encoder = Encoder {
-        group_names: names.groups,
-        group_numbers: vec![0; merged.groups.len()],
-        shared: names.shared,
+        stack,
         heap: NameHeap::default(),
-        inodes: Vec::new(),
-        dirents: Vec::new(),
-        totals: Totals::default(),
+        inodes: Vec::with_capacity(census.inodes() * size_of::<TreeInode>()),
+        dirents: vec![0; entries as usize * size_of::<TreeDirent>()],
+        claimed: 0,
+        group_numbers: vec![0; stack.groups.len()],
+        census,
+        entered: 0,
+        borrowed: 0,
+        xattrs,
+        open: Vec::new(),
     };
-    encoder.walk(&mut merged)?;
-    let Encoder { heap, inodes, dirents, totals, .. } = encoder;
+    encoder.walk()?;
+    let Encoder { heap, inodes, dirents, xattrs, .. } = encoder;
 
     let (chain_algorithm, chain_id) = chain_id.as_ref().map_or((0, [0; 64]), digest_record);
     let meta = TreeMeta {
@@ -56,88 +58,45 @@ pub(super) fn seal(
         reserved: [0; 7],
         chain_id,
     };
-    let layers: Vec<TreeLayer> = merged
-        .arena
-        .layers
-        .iter()
-        .map(|layer| {
-            let (diff_algorithm, diff_id) = digest_record(&layer.diff_id());
-            TreeLayer {
-                slot: layer.slot().number().into(),
-                inodes: layer.inode_count().into(),
-                diff_algorithm,
-                reserved: [0; 7],
-                diff_id,
-                numbering: layer.numbering(),
-            }
-        })
-        .collect();
-    let entries = dirents.len() as u64;
+    let layer_record = |layer: &&crate::layer::Layer| {
+        let (diff_algorithm, diff_id) = digest_record(&layer.diff_id());
+        TreeLayer {
+            slot: layer.slot().number().into(),
+            inodes: layer.inode_count().into(),
+            diff_algorithm,
+            reserved: [0; 7],
+            diff_id,
+            numbering: layer.numbering(),
+        }
+    };
+    let layers: Vec<TreeLayer> = stack.layers.iter().map(layer_record).collect();
     let sections = vec![
         (Section::Meta, meta.as_bytes().to_vec()),
-        (Section::Inodes, inodes.as_bytes().to_vec()),
-        (Section::Dirents, dirents.as_bytes().to_vec()),
+        (Section::Inodes, inodes),
+        (Section::Dirents, dirents),
         (Section::Names, heap.into_bytes()),
-        (Section::Xattrs, merged.xattrs.into_bytes()),
+        (Section::Xattrs, xattrs.into_bytes()),
         (Section::Layers, layers.as_bytes().to_vec()),
     ];
     let sealed = Sealed::new(FileType::Tree, MERGER_VERSION, sections);
     Ok(BuiltTree { sealed, entries, totals })
 }
 
-/// A layer's inode that may have several names.
-#[derive(Default)]
-struct Shared {
-    /// Visible names.
-    names: u32,
-    /// Number in the tree, once it has one; 0 before, and for what stays the layer's.
-    number: u32,
-    /// Whether a name has been written.
-    is_seen: bool,
-}
-
-struct Names {
-    /// Visible names by group.
-    groups: Vec<u32>,
-    shared: HashMap<LayerInode, Shared>,
-}
-
-/// Counts visible names of the inodes that can have other than one.
-fn count_names(merged: &Merged<'_>) -> Names {
-    let layers = merged.arena.layers;
-    let mut occurs = vec![0u32; layers.len()];
-    for first in &merged.first_of_slot {
-        occurs[usize::from(*first)] += 1;
-    }
-    let mut groups = vec![0u32; merged.groups.len()];
-    let mut shared: HashMap<LayerInode, Shared> = HashMap::new();
-    let mut pending = vec![ROOT];
-    while let Some(directory) = pending.pop() {
-        for child in &merged.arena.directory(directory).children {
-            match child.target {
-                Target::Directory(directory) => pending.push(directory),
-                Target::Group(group) => groups[group as usize] += 1,
-                Target::File(layer, number) => {
-                    let index = usize::from(layer);
-                    let links = layers[index].record(number).map_or(1, |inode| inode.nlink.get());
-                    if links != 1 || occurs[index] > 1 {
-                        shared.entry((layer, number)).or_default().names += 1;
-                    }
-                }
-            }
-        }
-    }
-    Names { groups, shared }
-}
-
-struct Encoder {
-    group_names: Vec<u32>,
-    group_numbers: Vec<u32>,
-    shared: HashMap<LayerInode, Shared>,
+struct Encoder<'s, 'a> {
+    stack: &'s Stack<'a>,
+    census: Census,
+    /// Directories entered so far, and those of them that borrow their attributes.
+    entered: usize,
+    borrowed: usize,
     heap: NameHeap,
-    inodes: Vec<TreeInode>,
-    dirents: Vec<TreeDirent>,
-    totals: Totals,
+    xattrs: XattrHeap,
+    /// The sections, as bytes: they are not copied to be sealed.
+    inodes: Vec<u8>,
+    dirents: Vec<u8>,
+    /// Entries that have an owner.
+    claimed: u64,
+    group_numbers: Vec<u32>,
+    open: Vec<Open>,
 }
 
 /// A directory whose entries are being written.
@@ -145,57 +104,48 @@ struct Open {
     number: u32,
     /// Where its next entry goes.
     dirent: usize,
-    children: std::vec::IntoIter<Child>,
+    subdirectories: u32,
 }
 
-impl Encoder {
-    fn walk(&mut self, merged: &mut Merged<'_>) -> Result<(), MergeError> {
+impl Encoder<'_, '_> {
+    fn walk(&mut self) -> Result<(), MergeError> {
+        let (mut walk, root) = Walk::new(self.stack);
         // The root is its own parent
-        let mut stack = vec![self.open(merged, ROOT, 1)?];
-        while let Some(open) = stack.last_mut() {
-            let Some(child) = open.children.next() else {
-                stack.pop();
-                continue;
-            };
-            let (parent, position) = (open.number, open.dirent);
-            open.dirent += 1;
-            let name = self.heap.intern(merged.arena.name(&child))?;
-            let (name_offset, name_len) = self.heap.place(name);
-            let node = match child.target {
-                Target::Directory(directory) => {
-                    let opened = self.open(merged, directory, parent)?;
-                    let number = opened.number;
-                    stack.push(opened);
-                    own(number)
+        self.enter(1, &root)?;
+        while let Some(event) = walk.next(self.stack) {
+            match event {
+                Event::File { name, file } => {
+                    let (kind, node) = self.file(file)?;
+                    self.entry(name, kind, node)?;
                 }
-                Target::Group(group) => own(self.group(merged, group)?),
-                Target::File(layer, number) => self.file(merged, (layer, number))?,
-            };
-            self.dirents[position] = TreeDirent {
-                name_offset: name_offset.into(),
-                name_len: (name_len as u16).into(),
-                kind: child.kind.code(),
-                reserved: 0,
-                node: node.into(),
-            };
+                Event::Enter { name, directory } => {
+                    let number = self.next_number();
+                    self.entry(name, FileKind::Directory, own(number))?;
+                    let parent = self.open.last_mut().map_or(1, |open| {
+                        open.subdirectories += 1;
+                        open.number
+                    });
+                    self.enter(parent, &directory)?;
+                }
+                Event::Leave => self.leave(),
+            }
         }
         Ok(())
     }
 
-    /// Numbers a directory and makes room for its entries.
-    fn open(
-        &mut self,
-        merged: &mut Merged<'_>,
-        directory: u32,
-        parent: u32,
-    ) -> Result<Open, MergeError> {
-        let directory = merged.arena.directory_mut(directory);
-        let children = std::mem::take(&mut directory.children);
-        let subdirectories = children.iter().filter(|c| c.kind == FileKind::Directory).count();
-        let mut inode = match directory.listed {
+    /// Numbers a directory and claims its entries.
+    fn enter(&mut self, parent: u32, directory: &Directory) -> Result<(), MergeError> {
+        let entries = self.census.directories[self.entered];
+        self.entered += 1;
+        let mut listed = directory.listed;
+        if directory.borrows() {
+            listed = self.census.lenders[self.borrowed];
+            self.borrowed += 1;
+        }
+        let mut inode = match listed {
             Some((layer, number)) => {
-                let layer = merged.arena.layers[usize::from(layer)];
-                let xattrs = merged.xattrs.intern(layer.xattrs(number))?;
+                let layer = self.stack.layer(layer);
+                let xattrs = self.xattrs.intern(layer.xattrs(number))?;
                 layer.inode(number).map(|attr| record(&attr, xattrs)).unwrap_or_default()
             }
             None => {
@@ -203,73 +153,93 @@ impl Encoder {
                 TreeInode { mode: mode.into(), ..TreeInode::default() }
             }
         };
-        let first = self.dirents.len();
         inode.size = 0.into();
         inode.parent = parent.into();
-        inode.data = (first as u64).into();
-        inode.count = (children.len() as u32).into();
-        inode.nlink = (subdirectories as u32).saturating_add(2).into();
-        self.dirents.resize(first + children.len(), TreeDirent::default());
-        let number = self.add(inode)?;
-        self.totals.inodes += 1;
-        Ok(Open { number, dirent: first, children: children.into_iter() })
+        inode.data = self.claimed.into();
+        inode.count = entries.into();
+        let number = self.add(&inode);
+        self.open.push(Open { number, dirent: self.claimed as usize, subdirectories: 0 });
+        self.claimed += u64::from(entries);
+        Ok(())
     }
 
-    fn add(&mut self, inode: TreeInode) -> Result<u32, HeapFull> {
-        if self.inodes.len() >= MAX_INODES {
-            return Err(HeapFull { what: "inodes in a tree", limit: MAX_INODES as u64 });
+    fn leave(&mut self) {
+        let Some(open) = self.open.pop() else { return };
+        let inodes = <[TreeInode]>::mut_from_bytes(&mut self.inodes).unwrap_or_default();
+        if let Some(inode) = inodes.get_mut(open.number as usize - 1) {
+            inode.nlink = open.subdirectories.saturating_add(2).into();
         }
-        self.inodes.push(inode);
-        Ok(self.inodes.len() as u32)
     }
 
-    fn group(&mut self, merged: &Merged<'_>, group: u32) -> Result<u32, HeapFull> {
+    fn entry(&mut self, name: &[u8], kind: FileKind, node: u64) -> Result<(), MergeError> {
+        let name = self.heap.intern(name)?;
+        let (name_offset, name_len) = self.heap.place(name);
+        let entry = TreeDirent {
+            name_offset: name_offset.into(),
+            name_len: (name_len as u16).into(),
+            kind: kind.code(),
+            reserved: 0,
+            node: node.into(),
+        };
+        if let Some(open) = self.open.last_mut() {
+            let at = open.dirent * size_of::<TreeDirent>();
+            self.dirents[at..at + size_of::<TreeDirent>()].copy_from_slice(entry.as_bytes());
+            open.dirent += 1;
+        }
+        Ok(())
+    }
+
+    fn next_number(&self) -> u32 {
+        (self.inodes.len() / size_of::<TreeInode>() + 1) as u32
+    }
+
+    fn add(&mut self, inode: &TreeInode) -> u32 {
+        let number = self.next_number();
+        self.inodes.extend_from_slice(inode.as_bytes());
+        number
+    }
+
+    fn file(&mut self, file: File) -> Result<(FileKind, u64), MergeError> {
+        match file {
+            File::Group(group) => Ok(self.group(group)),
+            File::Layer(inode) => self.layer_file(inode),
+        }
+    }
+
+    fn group(&mut self, group: u32) -> (FileKind, u64) {
         let index = group as usize;
+        // Every group was made with attributes
+        let Some(attr) = self.stack.attr(group) else { return (FileKind::Regular, 0) };
         if self.group_numbers[index] == 0 {
-            let group = &merged.groups[index];
-            let attr = Attr { nlink: self.group_names[index], ..group.attr };
-            let inode = file_record(merged, &attr, group.content, group.xattrs);
-            self.group_numbers[index] = self.add(inode)?;
-            self.count(&attr);
+            let attr = Attr { nlink: self.census.group_names[index], ..attr };
+            let group = &self.stack.groups[index];
+            let inode = file_record(self.stack, &attr, group.content, group.xattrs);
+            self.group_numbers[index] = self.add(&inode);
         }
-        Ok(self.group_numbers[index])
+        (attr.kind, own(self.group_numbers[index]))
     }
 
-    /// The raw number of a layer's file: the layer's, or the tree's own where the visible names
-    /// are not as many as the layer says.
-    fn file(&mut self, merged: &mut Merged<'_>, inode: LayerInode) -> Result<u64, MergeError> {
-        let layer = merged.arena.layers[usize::from(inode.0)];
+    /// Kind and raw number of a layer's file: the layer's, or the tree's own where the names that
+    /// show are not as many as the layer says.
+    fn layer_file(&mut self, inode: LayerInode) -> Result<(FileKind, u64), MergeError> {
+        let layer = self.stack.layer(inode.0);
         let raw = NodeId::Layer { slot: layer.slot(), number: inode.1 }.to_raw();
         let Some(attr) = layer.inode(inode.1) else {
-            return Ok(raw);
+            return Ok((FileKind::Regular, raw));
         };
-        let Some(shared) = self.shared.get_mut(&inode) else {
-            self.count(&attr);
-            return Ok(raw);
+        let Some(changed) = self.census.changed(inode) else {
+            return Ok((attr.kind, raw));
         };
-        let (number, names) = (shared.number, shared.names);
-        let is_first = !std::mem::replace(&mut shared.is_seen, true);
-        if is_first {
-            self.count(&attr);
-        }
-        if names == attr.nlink {
-            return Ok(raw);
-        }
+        let (number, nlink) = (changed.number, changed.names);
         if number != 0 {
-            return Ok(own(number));
+            return Ok((attr.kind, own(number)));
         }
-        let xattrs = merged.xattrs.intern(layer.xattrs(inode.1))?;
-        let attr = Attr { nlink: names, ..attr };
-        let number = self.add(file_record(merged, &attr, inode, xattrs))?;
-        self.shared.entry(inode).or_default().number = number;
-        Ok(own(number))
-    }
-
-    fn count(&mut self, attr: &Attr) {
-        self.totals.inodes += 1;
-        if attr.kind == FileKind::Regular {
-            self.totals.bytes = self.totals.bytes.saturating_add(attr.size);
+        let xattrs = self.xattrs.intern(layer.xattrs(inode.1))?;
+        let number = self.add(&file_record(self.stack, &Attr { nlink, ..attr }, inode, xattrs));
+        if let Some(changed) = self.census.changed(inode) {
+            changed.number = number;
         }
+        Ok((attr.kind, own(number)))
     }
 }
 
@@ -279,12 +249,12 @@ fn own(number: u32) -> u64 {
 }
 
 fn file_record(
-    merged: &Merged<'_>,
+    stack: &Stack<'_>,
     attr: &Attr,
     (layer, number): LayerInode,
     xattrs: u32,
 ) -> TreeInode {
-    let slot = merged.arena.layers[usize::from(layer)].slot();
+    let slot = stack.layer(layer).slot();
     let mut inode = record(attr, xattrs);
     if matches!(attr.kind, FileKind::Regular | FileKind::Symlink) {
         inode.content = NodeId::Layer { slot, number }.to_raw().into();

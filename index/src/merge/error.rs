@@ -22,31 +22,26 @@ pub enum MergeError {
         /// The target, made printable.
         path: String,
     },
-    /// A path of a layer leads through too many symlinks of the layers below, or too long ones.
+    /// The target of a hard link leads through too many symlinks of the layers below, or too long
+    /// ones.
     #[error("layer {layer}: too many symlinks in path: {path:?}")]
     Links {
-        /// diffID of the layer that holds the path.
+        /// diffID of the layer that holds the link.
         layer: Digest,
-        /// The path, or the target of the symlink that it leads through, made printable.
+        /// The target, made printable.
         path: String,
     },
-    /// A symlink that a layer's path leads through has a component that can be no name.
-    #[error("layer {layer}: name too long in symlink: {path:?}")]
-    Name {
-        /// diffID of the layer that holds the path.
-        layer: Digest,
-        /// The target of the symlink, made printable.
-        path: String,
-    },
-    /// The paths of a layer lead through symlinks into large directories too often.
+    /// All paths that had to be looked up in other layers took too long together.
     #[error(
-        "layer {layer}: too many paths through symlinks into large directories: expected at most \
-         {expected} entries"
+        "layer {layer}: too many steps to look up paths in other layers: expected at most \
+         {expected} in all, exceeded at {path:?}"
     )]
-    Grafts {
-        /// diffID of the layer that holds the paths.
+    Steps {
+        /// diffID of the layer that was looked at.
         layer: Digest,
-        /// The limit: entries of the directories, counted for each path.
+        /// The path with which the limit was reached, made printable.
+        path: String,
+        /// The limit, [`super::MAX_STEPS`].
         expected: u64,
     },
     /// More layers than the merge has numbers for.

@@ -1,224 +1,219 @@
-//! Symlinks that lead from one layer into those below, and hard links that do.
+//! Hard links whose targets are in lower layers.
+//!
+//! A layer's links come before all else of it: each is looked up in the layers below as they show
+//! by then, and makes a file of its own of its target, the name there included. That this name
+//! stands for the new file is kept beside the layers, by where the name stands in them: whatever a
+//! layer further up does to the path hides that entry, and the new file with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::{
-    apply::Merged,
-    arena::{Child, LayerInode, ROOT, Target},
     error::MergeError,
+    stack::{BYTES_PER_STEP, Directory, File, LayerInode, Part, Stack, is_directory},
 };
 use crate::{
     attr::{Attr, FileKind, PERMISSION_MASK},
-    format::{HeapFull, is_valid_name},
+    format::{LayerDirent, XattrHeap},
     layer::Layer,
-    path::{MAX_LINKS, MAX_STEPS, clean},
+    path::{self, MAX_LINKS, clean, printable},
 };
 
-/// A file with names of its own: content of a lower layer's inode, attributes of the hard link.
+/// A file with names of its own: content of a lower layer's inode, attributes of a hard link.
+#[derive(Clone)]
 pub(super) struct Group {
     /// The inode that has the content.
     pub(super) content: LayerInode,
-    pub(super) attr: Attr,
+    /// The lower link whose header came last.
+    header: LayerInode,
     /// Offset in the merge's XATTRS.
     pub(super) xattrs: u32,
 }
 
-impl Group {
-    pub(super) fn kind(&self) -> FileKind {
-        self.attr.kind
-    }
+/// A name of a merged directory.
+enum Child {
+    Directory(Vec<Part>),
+    /// Layer, and position in its DIRENTS.
+    File((u16, u32), File),
 }
 
-/// Follows the components of a path, counting links and steps.
-struct Walk {
-    current: u32,
+/// Follows the components of a path.
+struct Lookup<'a> {
     /// Components that are left, the next one last.
-    rest: Vec<Vec<u8>>,
+    rest: Vec<&'a [u8]>,
+    /// Parts of the directories that lead to the current one, from the root on.
+    directories: Vec<Vec<Part>>,
     links: usize,
     steps: usize,
 }
 
-impl Walk {
-    fn new(start: u32) -> Self {
-        Self { current: start, rest: Vec::new(), links: 0, steps: 0 }
+impl<'a> Lookup<'a> {
+    fn enter(&mut self, target: &'a [u8]) {
+        let target = clean(target);
+        let depth = if target.is_absolute { 1 } else { self.directories.len() };
+        self.directories.truncate(depth.saturating_sub(target.ups).max(1));
+        self.rest.extend(target.names.iter().rev());
     }
 
     fn is_too_long(&mut self) -> bool {
         self.steps += 1;
-        self.links > MAX_LINKS || self.steps > MAX_STEPS
+        self.links > MAX_LINKS || self.steps > path::MAX_STEPS
     }
 }
 
-impl Merged<'_> {
-    /// Target of an entry that is a symlink.
-    pub(super) fn symlink_target(&self, child: &Child) -> Option<&[u8]> {
-        let (layer, number) = match child.target {
-            Target::Directory(_) => return None,
-            Target::File(layer, number) => (layer, number),
-            Target::Group(group) => self.groups[group as usize].content,
-        };
-        self.arena.layers[usize::from(layer)].symlink_target(number)
+impl<'a> Stack<'a> {
+    /// Applies the links of all layers, lowest first; gives the extended attributes they made.
+    pub(super) fn apply_lower_links(&mut self) -> Result<XattrHeap, MergeError> {
+        let mut xattrs = XattrHeap::default();
+        for (index, layer) in (0..).zip(self.layers) {
+            let links = self.apply_links_of(index, layer, &mut xattrs)?;
+            self.links.push(links);
+        }
+        Ok(xattrs)
     }
 
-    fn enter(&self, walk: &mut Walk, target: &[u8]) {
-        let path = clean(target);
-        walk.rest.extend(path.names.iter().rev().map(|name| name.to_vec()));
-        if path.is_absolute {
-            walk.current = ROOT;
-        }
-        for _ in 0..path.ups {
-            walk.current = self.arena.directory(walk.current).parent;
-        }
-    }
-
-    /// The directory that a symlink leads to, made with its parents where there is none.
-    pub(super) fn follow(
-        &mut self,
-        layer: &Layer,
-        holder: u32,
-        target: &[u8],
-    ) -> Result<u32, MergeError> {
-        let path = || printable(target);
-        let mut walk = Walk::new(holder);
-        self.enter(&mut walk, target);
-        while let Some(name) = walk.rest.pop() {
-            if walk.is_too_long() {
-                return Err(MergeError::Links { layer: layer.diff_id(), path: path() });
-            }
-            if !is_valid_name(&name) {
-                return Err(MergeError::Name { layer: layer.diff_id(), path: path() });
-            }
-            let found = self.arena.find(walk.current, &name);
-            let child = found.ok().map(|at| self.arena.directory(walk.current).children[at]);
-            match child {
-                Some(Child { target: Target::Directory(directory), .. }) => {
-                    walk.current = directory;
-                }
-                Some(child) if let Some(target) = self.symlink_target(&child) => {
-                    let target = target.to_vec();
-                    walk.links += 1;
-                    self.enter(&mut walk, &target);
-                }
-                _ => walk.current = self.arena.make_directory(walk.current, &name),
-            }
-        }
-        Ok(walk.current)
-    }
-
-    /// Applies the hard links of a layer whose targets are in the layers below; gives the group of
-    /// each by the link's number. This comes before all else of the layer.
-    pub(super) fn apply_lower_links(
+    fn apply_links_of(
         &mut self,
         index: u16,
-        layer: &Layer,
-    ) -> Result<HashMap<u32, u32>, MergeError> {
+        layer: &'a Layer,
+        xattrs: &mut XattrHeap,
+    ) -> Result<Vec<(u32, u32)>, MergeError> {
         let mut links: Vec<(u32, &[u8])> = layer.lower_links().collect();
         // The last header wins
         links.sort_by_key(|(number, _)| layer.record(*number).map(|record| record.header.get()));
-        let mut groups = HashMap::new();
-        let mut made_here = HashMap::new();
+        let first_group = self.groups.len();
+        let mut made = Vec::with_capacity(links.len());
         for (number, path) in links {
-            let target = self.find_target(layer, path)?;
-            let group = match made_here.get(&target) {
-                Some(group) => *group,
-                None => {
-                    let group = self.split_off(target)?.ok_or_else(|| {
-                        let path = printable(path);
-                        MergeError::MissingTarget { layer: layer.diff_id(), path }
-                    })?;
-                    made_here.insert(target, group);
-                    group
-                }
+            let group = match self.find_target(index, path)? {
+                (_, File::Group(group)) if group as usize >= first_group => group,
+                (name, file) => self.split_off(name, file, xattrs)?,
             };
-            self.set_header(group, (index, number))?;
-            groups.insert(number, group);
+            let missing =
+                || MergeError::MissingTarget { layer: layer.diff_id(), path: printable(path) };
+            self.attr(group).ok_or_else(missing)?;
+            self.set_header(group, (index, number), xattrs, path)?;
+            made.push((number, group));
         }
-        Ok(groups)
+        made.sort_unstable();
+        Ok(made)
     }
 
-    /// Directory and position of the file that a path of the lower layers names.
-    fn find_target(&self, layer: &Layer, path: &[u8]) -> Result<(u32, usize), MergeError> {
-        let digest = layer.diff_id();
-        let missing = || MergeError::MissingTarget { layer: digest, path: printable(path) };
-        let mut walk = Walk::new(ROOT);
-        self.enter(&mut walk, path);
-        while let Some(name) = walk.rest.pop() {
-            if walk.is_too_long() {
-                return Err(MergeError::Links { layer: digest, path: printable(path) });
+    /// The file that a path of the layers below `index` names, and where its name stands.
+    fn find_target(
+        &mut self,
+        index: u16,
+        path: &'a [u8],
+    ) -> Result<((u16, u32), File), MergeError> {
+        let layer = self.layer(index).diff_id();
+        let text = || printable(path);
+        let missing = || MergeError::MissingTarget { layer, path: text() };
+        let mut root = Vec::new();
+        self.root(index.into(), &mut root);
+        let mut lookup = Lookup { rest: Vec::new(), directories: vec![root], links: 0, steps: 0 };
+        lookup.enter(path);
+        while let Some(name) = lookup.rest.pop() {
+            if lookup.is_too_long() {
+                return Err(MergeError::Links { layer, path: text() });
             }
-            let at = self.arena.find(walk.current, &name).map_err(|_| missing())?;
-            let child = self.arena.directory(walk.current).children[at];
+            let parts = lookup.directories.last().map_or(&[][..], Vec::as_slice);
+            self.spend(parts.len(), index, &[path])?;
             // Targets of links go on top of the rest, so the path's own last name comes last
-            let is_last = walk.rest.is_empty();
-            match child.target {
-                Target::Directory(_) if is_last => {
-                    return Err(MergeError::DirectoryTarget {
-                        layer: digest,
-                        path: printable(path),
-                    });
+            let is_last = lookup.rest.is_empty();
+            match self.child(parts, name).ok_or_else(missing)? {
+                Child::Directory(_) if is_last => {
+                    return Err(MergeError::DirectoryTarget { layer, path: text() });
                 }
-                Target::Directory(directory) => walk.current = directory,
-                _ if is_last => return Ok((walk.current, at)),
-                _ => {
-                    let target = self.symlink_target(&child).ok_or_else(missing)?.to_vec();
-                    walk.links += 1;
-                    self.enter(&mut walk, &target);
+                Child::Directory(parts) => lookup.directories.push(parts),
+                Child::File(name, file) if is_last => return Ok((name, file)),
+                Child::File(_, file) => {
+                    let target = self.symlink_target(file).ok_or_else(missing)?;
+                    self.spend(target.len() / BYTES_PER_STEP, index, &[path])?;
+                    lookup.links += 1;
+                    lookup.enter(target);
                 }
             }
         }
-        Err(MergeError::DirectoryTarget { layer: digest, path: printable(path) })
+        Err(MergeError::DirectoryTarget { layer, path: text() })
     }
 
-    /// Makes a group of the file at a position, which takes this name out of any group it had.
-    fn split_off(&mut self, (directory, at): (u32, usize)) -> Result<Option<u32>, HeapFull> {
-        let group = match self.arena.directory(directory).children[at].target {
-            Target::Group(old) => {
-                let old = &self.groups[old as usize];
-                Group { content: old.content, attr: old.attr, xattrs: old.xattrs }
+    /// What a directory shows under a name.
+    fn child(&self, parts: &[Part], name: &[u8]) -> Option<Child> {
+        let mut entries = parts.iter().filter_map(|(index, number)| {
+            let layer = self.layer(*index);
+            let (position, entry) = layer.find_child(*number, name)?;
+            Some((*index, layer, position, entry))
+        });
+        let (index, layer, position, entry): (_, _, _, &LayerDirent) = entries.next()?;
+        if !is_directory(entry) {
+            return Some(Child::File((index, position), self.file(index, position, entry)?));
+        }
+        let (mut directory, mut parts) = (Directory::default(), Vec::new());
+        let mut goes_on = directory.add_entry(layer, index, entry, &mut parts);
+        while goes_on && let Some((index, layer, _, entry)) = entries.next() {
+            goes_on = directory.add_entry(layer, index, entry, &mut parts);
+        }
+        Some(Child::Directory(parts))
+    }
+
+    /// Makes a group of a file, which takes this name out of any group it had.
+    fn split_off(
+        &mut self,
+        name: (u16, u32),
+        file: File,
+        xattrs: &mut XattrHeap,
+    ) -> Result<u32, MergeError> {
+        let made = match file {
+            File::Group(old) => self.groups[old as usize].clone(),
+            File::Layer(content) => {
+                let set = self.layer(content.0).xattrs(content.1);
+                Group { content, header: content, xattrs: xattrs.intern(set)? }
             }
-            Target::File(layer, number) => {
-                let of = self.arena.layers[usize::from(layer)];
-                let Some(attr) = of.inode(number) else {
-                    return Ok(None);
-                };
-                let xattrs = self.xattrs.intern(of.xattrs(number))?;
-                Group { content: (layer, number), attr, xattrs }
-            }
-            Target::Directory(_) => return Ok(None),
         };
-        self.groups.push(group);
+        self.groups.push(made);
         let group = (self.groups.len() - 1) as u32;
-        self.arena.directory_mut(directory).children[at].target = Target::Group(group);
-        Ok(Some(group))
+        self.split.insert(name, group);
+        Ok(group)
     }
 
     /// Applies the header of a hard link to a group, as chown(2), setxattr(2), chmod(2) and
     /// utimensat(2) would.
-    fn set_header(&mut self, group: u32, (index, number): LayerInode) -> Result<(), MergeError> {
-        let layer = self.arena.layers[usize::from(index)];
-        let group = &mut self.groups[group as usize];
-        let Some(record) = layer.record(number) else {
-            return Ok(());
-        };
-        let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = self
-            .xattrs
-            .set(group.xattrs)
+    fn set_header(
+        &mut self,
+        group: u32,
+        header: LayerInode,
+        heap: &mut XattrHeap,
+        path: &[u8],
+    ) -> Result<(), MergeError> {
+        let own = self.layer(header.0).xattrs(header.1);
+        let old = heap.set(self.groups[group as usize].xattrs);
+        let steps = (old.byte_len() + own.byte_len()) / BYTES_PER_STEP;
+        self.spend(steps, header.0, &[path])?;
+        let mut set: BTreeMap<Vec<u8>, Vec<u8>> = old
             .filter(|(name, _)| *name != b"security.capability")
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .collect();
-        xattrs.extend(layer.xattrs(number).map(|(name, value)| (name.to_vec(), value.to_vec())));
-        group.xattrs = self.xattrs.intern(xattrs.iter().map(|(n, v)| (&n[..], &v[..])))?;
-        if group.attr.kind != FileKind::Symlink {
-            group.attr.mode = record.mode.get() & PERMISSION_MASK;
-        }
-        group.attr.uid = record.uid.get();
-        group.attr.gid = record.gid.get();
-        group.attr.mtime_sec = record.mtime_sec.get();
-        group.attr.mtime_nsec = record.mtime_nsec.get();
+        set.extend(own.map(|(name, value)| (name.to_vec(), value.to_vec())));
+        let xattrs = heap.intern(set.iter().map(|(name, value)| (&name[..], &value[..])))?;
+        let group = &mut self.groups[group as usize];
+        (group.header, group.xattrs) = (header, xattrs);
         Ok(())
     }
-}
 
-fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    /// Attributes of a group, but for its link count, which is that of the content's inode.
+    pub(super) fn attr(&self, group: u32) -> Option<Attr> {
+        let Group { content, header, .. } = &self.groups[group as usize];
+        let attr = self.layer(content.0).inode(content.1)?;
+        let record = self.layer(header.0).record(header.1)?;
+        let mode = match attr.kind {
+            FileKind::Symlink => attr.mode,
+            _ => record.mode.get() & PERMISSION_MASK,
+        };
+        Some(Attr {
+            mode,
+            uid: record.uid.get(),
+            gid: record.gid.get(),
+            mtime_sec: record.mtime_sec.get(),
+            mtime_nsec: record.mtime_nsec.get(),
+            ..attr
+        })
+    }
 }

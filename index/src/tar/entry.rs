@@ -4,7 +4,7 @@ use super::{
     EntryKind, TarEntry,
     error::Fault,
     header::{Format, Header},
-    pax::{Records, Value},
+    pax::Records,
     sparse::{Layout, Map},
 };
 
@@ -25,17 +25,16 @@ impl Pending {
         self,
         header: &Header<'_>,
         block_offset: u64,
-        global: &Records,
         name: &mut Vec<u8>,
     ) -> Result<(TarEntry, Layout), Fault> {
         let records = self.records;
-        let mut path = first(records.path, self.long_name, &global.path, || header.path());
+        let mut path = first(records.path, self.long_name, || header.path());
         name.clone_from(&path);
         let kind = kind(header, &path)?;
         let link = match kind {
             EntryKind::HardLink | EntryKind::Symlink => {
                 let header = || header.link.to_vec();
-                first(records.linkpath, self.long_link, &global.linkpath, header)
+                first(records.linkpath, self.long_link, header)
             }
             _ => Vec::new(),
         };
@@ -44,7 +43,7 @@ impl Pending {
             _ => (0, 0),
         };
         let size = match kind {
-            EntryKind::File => records.size.or(&global.size).unwrap_or(header.size),
+            EntryKind::File => records.size.unwrap_or(header.size),
             _ => 0,
         };
         let layout = match records.sparse {
@@ -64,16 +63,14 @@ impl Pending {
             }
             None => Layout::Plain,
         };
-        let (mtime_sec, mtime_nsec) = records.mtime.or(&global.mtime).unwrap_or((header.mtime, 0));
-        let mut xattrs = global.xattrs.clone();
-        xattrs.extend(records.xattrs);
+        let (mtime_sec, mtime_nsec) = records.mtime.unwrap_or((header.mtime, 0));
         let entry = TarEntry {
             path,
             kind,
             link,
             mode: header.mode,
-            uid: records.uid.or(&global.uid).unwrap_or(header.uid),
-            gid: records.gid.or(&global.gid).unwrap_or(header.gid),
+            uid: records.uid.unwrap_or(header.uid),
+            gid: records.gid.unwrap_or(header.gid),
             mtime_sec,
             mtime_nsec,
             rdev_major,
@@ -81,25 +78,37 @@ impl Pending {
             size,
             header_offset: self.begin.unwrap_or(block_offset),
             data: Vec::new(),
-            xattrs,
+            xattrs: records.xattrs,
         };
         Ok((entry, layout))
     }
 }
 
-/// A path or link target: the entry's GNU long name, its own record, a global record, the header.
-fn first(
-    record: Value<Vec<u8>>,
-    long: Vec<u8>,
-    global: &Value<Vec<u8>>,
-    header: impl FnOnce() -> Vec<u8>,
-) -> Vec<u8> {
-    match (record, global) {
-        _ if !long.is_empty() => long,
-        (Value::Set(record), _) => record,
-        (Value::Absent, Value::Set(global)) => global.clone(),
-        _ => header(),
+impl TarEntry {
+    /// The entry of a global PAX header.
+    pub(super) fn global(path: Vec<u8>, header_offset: u64) -> Self {
+        Self {
+            path,
+            kind: EntryKind::GlobalHeader,
+            link: Vec::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime_sec: 0,
+            mtime_nsec: 0,
+            rdev_major: 0,
+            rdev_minor: 0,
+            size: 0,
+            header_offset,
+            data: Vec::new(),
+            xattrs: Vec::new(),
+        }
     }
+}
+
+/// A path or link target: the entry's GNU long name, its own record, the header.
+fn first(record: Option<Vec<u8>>, long: Vec<u8>, header: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    if long.is_empty() { record.unwrap_or_else(header) } else { long }
 }
 
 /// The table of the module's documentation.

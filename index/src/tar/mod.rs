@@ -28,19 +28,18 @@
 //! | `1`, `2` | hard link, symbolic link; no content, whatever the size field says | the same |
 //! | `3`, `4`, `5`, `6` | character and block device, directory, fifo; no content | the same |
 //! | `x` | records for the next entry; of two in a row the second counts | the same |
-//! | `g` | records for all later entries, as POSIX has it | ignored by containerd |
+//! | `g` | [`EntryKind::GlobalHeader`]; its records mean nothing | the same |
 //! | `L`, `K` | name, link target of the next entry | the same |
 //! | `V`, `M`, `N`, `D`, others | [`TarError::UnsupportedType`] | containerd refuses them |
 //!
 //! # Names and numbers
 //!
-//! - The path is the first of: `GNU.sparse.name`, GNU long name, PAX `path`, `path` of a global
-//!   header, prefix and name of the header block, as in Go. (With GNU tar, PAX `path` wins. No writer
-//!   is known to emit both.) The link target goes likewise.
+//! - The path is the first of: `GNU.sparse.name`, GNU long name, PAX `path`, prefix and name of the
+//!   header block, as in Go. (With GNU tar, PAX `path` wins. No writer is known to emit both.) The
+//!   link target goes likewise. Of a global header it is that of its own records, else the block's.
 //! - Names are bytes. A GNU-format header whose atime and ctime are no numbers but ASCII text holds
 //!   a ustar prefix there: Go before 1.8, hence Docker of that time, wrote such layers.
-//! - An empty PAX value takes back the global value, and the header block's field counts; an
-//!   `SCHILY.xattr.` record with an empty value is an attribute with no bytes, as containerd sets.
+//! - Where a PAX value is empty, the header block's field counts; an `SCHILY.xattr.` record with an empty value is an attribute with no bytes, as containerd sets.
 //! - A blank number is 0. Owners from -2^31 to 2^32-1 are what `lchown` makes of them: taken modulo
 //!   2^32, and -1, which leaves the owner alone, is the unpacking root: 0.
 //! - Device numbers are only looked at in devices.
@@ -50,7 +49,7 @@
 //!
 //! The map has to be in order, without overlap, within the real size, and account for exactly the
 //! bytes stored, as in Go; anything else is an error. A sparse version that is not known leaves an
-//! ordinary file, as in Go. `GNU.sparse.*` in a global header means nothing.
+//! ordinary file, as in Go.
 //!
 //! # The end
 //!
@@ -63,8 +62,7 @@
 //! # Bounds
 //!
 //! Nothing is allocated by a declared size: buffers grow with the bytes that came in.
-//! Payloads of `x`, `g`, `L` and `K` end at [`MAX_PAYLOAD`], records kept from global headers at
-//! [`MAX_GLOBAL`], sparse maps at [`MAX_RUNS`].
+//! Payloads of `x`, `g`, `L` and `K` end at [`MAX_PAYLOAD`], sparse maps at [`MAX_RUNS`].
 
 mod entry;
 mod error;
@@ -81,11 +79,6 @@ pub use parser::TarParser;
 /// Longest payload in bytes of a PAX header or GNU long name: the limit of libarchive and of Go's
 /// `archive/tar` (`maxSpecialFileSize`).
 pub const MAX_PAYLOAD: u64 = 1 << 20;
-
-/// Most bytes of path, link target and extended attributes kept from all global PAX headers. They
-/// go into every later entry, so an archive of a few blocks could otherwise make gigabytes; this is
-/// room for a path and a target of `PATH_MAX`.
-pub const MAX_GLOBAL: u64 = 1 << 13;
 
 /// Most runs in a sparse map: the limit of Go's `archive/tar` (`maxSparseFileEntries`).
 pub const MAX_RUNS: u64 = 1 << 20;
@@ -107,6 +100,9 @@ pub enum EntryKind {
     Directory,
     /// A named pipe.
     Fifo,
+    /// Nothing: a global PAX header, whose records containerd ignores. But it takes the header for an
+    /// entry: it makes the directories above, and removes what is at the path.
+    GlobalHeader,
 }
 
 /// One entry of the archive, PAX records and long names applied.

@@ -18,7 +18,7 @@ use super::{
     entry::Pending,
     error::{Fault, lossy},
     header::{self, BLOCK, Block, Header},
-    pax::Records,
+    pax::{self, Records},
     sparse::{Layout, Map, TextMap},
 };
 
@@ -39,8 +39,8 @@ pub struct TarParser {
     block_offset: u64,
     /// What came before the next entry and belongs to it.
     pending: Pending,
-    /// Records of the global headers so far.
-    global: Records,
+    /// Name of the global header whose payload is being read.
+    global: Vec<u8>,
     /// The error that ended the parse: every later call gives it again.
     failed: Option<TarError>,
 }
@@ -78,7 +78,7 @@ struct Sparse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum About {
     NextEntry,
-    LaterEntries,
+    AllEntries,
     LongName,
     LongLink,
 }
@@ -87,7 +87,7 @@ impl About {
     fn of(typeflag: u8) -> Option<Self> {
         match typeflag {
             b'x' => Some(Self::NextEntry),
-            b'g' => Some(Self::LaterEntries),
+            b'g' => Some(Self::AllEntries),
             b'L' => Some(Self::LongName),
             b'K' => Some(Self::LongLink),
             _ => None,
@@ -97,7 +97,7 @@ impl About {
     fn noun(self) -> &'static str {
         match self {
             Self::NextEntry => "PAX records",
-            Self::LaterEntries => "global PAX records",
+            Self::AllEntries => "global PAX records",
             Self::LongName => "GNU long name",
             Self::LongLink => "GNU long link target",
         }
@@ -121,7 +121,7 @@ impl TarParser {
             name: Vec::new(),
             block_offset: 0,
             pending: Pending::default(),
-            global: Records::default(),
+            global: Vec::new(),
             failed: None,
         }
     }
@@ -212,7 +212,7 @@ impl TarParser {
                     let complete = bytes.len() as u64 == *total;
                     self.consume(&mut input, taken);
                     if complete {
-                        self.end_payload()?;
+                        self.end_payload(on_entry)?;
                     }
                 }
                 State::Text(..) => self.text(&mut input, on_entry)?,
@@ -289,17 +289,19 @@ impl TarParser {
             let (what, expected, found) = (about.noun(), MAX_PAYLOAD, header.size);
             return Err(self.fault(Fault::TooLarge { what, expected, found }));
         }
-        if about != About::LaterEntries {
+        if about == About::AllEntries {
+            self.global = header.path();
+        } else {
             self.pending.begin.get_or_insert(self.block_offset);
         }
         self.state = State::Payload { about, total: header.size, bytes: Vec::new() };
         if header.size == 0 {
-            self.end_payload()?;
+            self.end_payload(on_entry)?;
         }
         Ok(())
     }
 
-    fn end_payload(&mut self) -> Result<(), TarError> {
+    fn end_payload(&mut self, on_entry: OnEntry<'_>) -> Result<(), TarError> {
         let state = std::mem::replace(&mut self.state, State::Header);
         let State::Payload { about, total, bytes } = state else {
             return Ok(());
@@ -315,10 +317,12 @@ impl TarParser {
             About::NextEntry => {
                 self.pending.records = Records::parse(&bytes).map_err(|fault| self.fault(fault))?;
             }
-            About::LaterEntries => {
-                Records::parse(&bytes)
-                    .and_then(|records| self.global.absorb(records))
-                    .map_err(|fault| self.fault(fault))?;
+            About::AllEntries => {
+                // As in Go, which takes it for an entry: what comes before is no longer for the next
+                self.pending = Pending::default();
+                let path = pax::global_path(&bytes).map_err(|fault| self.fault(fault))?;
+                let path = path.unwrap_or_else(|| std::mem::take(&mut self.global));
+                return on_entry(TarEntry::global(path, self.block_offset));
             }
         }
         Ok(())
@@ -328,7 +332,7 @@ impl TarParser {
     fn entry(&mut self, header: &Header<'_>, on_entry: OnEntry<'_>) -> Result<(), TarError> {
         let pending = std::mem::take(&mut self.pending);
         let (entry, layout) = pending
-            .entry(header, self.block_offset, &self.global, &mut self.name)
+            .entry(header, self.block_offset, &mut self.name)
             .map_err(|fault| self.fault(fault))?;
         let stored = entry.size;
         match layout {

@@ -6,53 +6,21 @@
 //!
 //! Only the length ends a record: values may hold newlines, `=` and NUL.
 
-use super::{MAX_GLOBAL, error::Fault, header};
-
-/// A keyword's state in one set of records.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Value<T> {
-    #[default]
-    Absent,
-    /// An empty value: takes back a global one.
-    Cleared,
-    Set(T),
-}
-
-impl<T> Value<T> {
-    /// What counts when `self` stands before the entry and `global` before the archive's rest.
-    pub(super) fn or(self, global: &Self) -> Option<T>
-    where
-        T: Clone,
-    {
-        match (self, global) {
-            (Self::Set(value), _) => Some(value),
-            (Self::Absent, Self::Set(value)) => Some(value.clone()),
-            _ => None,
-        }
-    }
-
-    fn replace(&mut self, newer: Self) {
-        match newer {
-            Self::Absent => {}
-            Self::Cleared => *self = Self::Absent,
-            Self::Set(value) => *self = Self::Set(value),
-        }
-    }
-}
+use super::{error::Fault, header};
 
 /// Seconds, rounded down, and nanoseconds on top.
 pub(super) type Time = (i64, u32);
 
-/// The records of one payload, or of all global headers so far, that mean something to peel.
+/// The records of one payload that mean something to peel. An empty value is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
-    pub(super) path: Value<Vec<u8>>,
-    pub(super) linkpath: Value<Vec<u8>>,
+    pub(super) path: Option<Vec<u8>>,
+    pub(super) linkpath: Option<Vec<u8>>,
     /// At most `i64::MAX`.
-    pub(super) size: Value<u64>,
-    pub(super) uid: Value<u32>,
-    pub(super) gid: Value<u32>,
-    pub(super) mtime: Value<Time>,
+    pub(super) size: Option<u64>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) mtime: Option<Time>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: Option<Box<SparseRecords>>,
 }
@@ -113,53 +81,22 @@ impl Records {
             self.xattrs.push((name, value));
         }
     }
-
-    /// Takes a later global header's records into those of the earlier ones.
-    pub(super) fn absorb(&mut self, newer: Self) -> Result<(), Fault> {
-        self.path.replace(newer.path);
-        self.linkpath.replace(newer.linkpath);
-        self.size.replace(newer.size);
-        self.uid.replace(newer.uid);
-        self.gid.replace(newer.gid);
-        self.mtime.replace(newer.mtime);
-        self.xattrs.extend(newer.xattrs);
-        self.drop_repeated_xattrs();
-        let kept = self.kept();
-        if kept > MAX_GLOBAL {
-            return Err(Fault::TooLarge {
-                what: "sum of global PAX records",
-                expected: MAX_GLOBAL,
-                found: kept,
-            });
-        }
-        Ok(())
-    }
-
-    /// What these records add to every entry, in bytes.
-    fn kept(&self) -> u64 {
-        let text = |value: &Value<Vec<u8>>| match value {
-            Value::Set(value) => value.len(),
-            _ => 0,
-        };
-        let xattrs = self.xattrs.iter().map(|(name, value)| XATTR_COST + name.len() + value.len());
-        (text(&self.path) + text(&self.linkpath) + xattrs.sum::<usize>()) as u64
-    }
-
-    /// Keeps the last of equal names, in order of appearance.
-    fn drop_repeated_xattrs(&mut self) {
-        let mut seen = std::collections::HashSet::new();
-        let mut kept: Vec<_> = std::mem::take(&mut self.xattrs)
-            .into_iter()
-            .rev()
-            .filter(|(name, _)| seen.insert(name.clone()))
-            .collect();
-        kept.reverse();
-        self.xattrs = kept;
-    }
 }
 
-/// What an extended attribute costs besides its bytes: two vectors of an entry.
-const XATTR_COST: usize = 2 * size_of::<Vec<u8>>();
+/// The path that a global header's records give the header itself: all that containerd, which takes
+/// it for an entry that makes nothing, looks at.
+pub(super) fn global_path(payload: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+    let mut path = None;
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let record = split_record(rest)?;
+        if record.keyword == b"path" {
+            path = parsed(record.value, text)?;
+        }
+        rest = record.rest;
+    }
+    Ok(path)
+}
 
 impl SparseRecords {
     fn set(&mut self, keyword: &[u8], value: &[u8], pairs: &mut usize) -> Result<(), Fault> {
@@ -232,8 +169,8 @@ fn split_record(payload: &[u8]) -> Result<Record<'_>, Fault> {
 fn parsed<T>(
     value: &[u8],
     parse: impl FnOnce(&[u8]) -> Result<T, Fault>,
-) -> Result<Value<T>, Fault> {
-    if value.is_empty() { Ok(Value::Cleared) } else { parse(value).map(Value::Set) }
+) -> Result<Option<T>, Fault> {
+    if value.is_empty() { Ok(None) } else { parse(value).map(Some) }
 }
 
 fn text(value: &[u8]) -> Result<Vec<u8>, Fault> {

@@ -4,6 +4,8 @@
 mod deflate;
 mod gzip;
 mod hostile;
+mod inflate;
+mod oracle;
 mod plain;
 mod tools;
 mod zstd;

@@ -7,6 +7,9 @@ use crate::testing::Item;
 
 type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// Mode, owner and time.
+type Header = (u32, u32, u64);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Body {
     Directory,
@@ -20,19 +23,18 @@ pub(super) enum Body {
 #[derive(Clone, Debug)]
 pub(super) struct Inode {
     pub(super) body: Body,
-    /// Mode, owner and time; `None` for a directory that is not listed.
-    pub(super) header: Option<(u32, u32, u64)>,
+    /// `None` for a directory that is not listed.
+    pub(super) header: Option<Header>,
     pub(super) xattrs: Xattrs,
     opaque: bool,
-    /// Position of the first appearance, and of the entry that gave the header.
-    first: usize,
+    /// Position of the entry that gave the header.
     last: usize,
 }
 
 impl Inode {
-    fn directory(first: usize) -> Self {
+    fn directory() -> Self {
         let xattrs = Xattrs::new();
-        Self { body: Body::Directory, header: None, xattrs, opaque: false, first, last: 0 }
+        Self { body: Body::Directory, header: None, xattrs, opaque: false, last: 0 }
     }
 }
 
@@ -44,8 +46,6 @@ pub(super) struct LayerModel {
     pub(super) paths: Paths,
     pub(super) inodes: Vec<Inode>,
     whiteouts: BTreeSet<String>,
-    /// Directories made and entries seen, for [`Inode::first`].
-    clock: usize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -110,15 +110,12 @@ impl LayerModel {
     pub(super) fn new() -> Self {
         Self {
             paths: Paths::from([(String::new(), 0)]),
-            inodes: vec![Inode::directory(0)],
+            inodes: vec![Inode::directory()],
             whiteouts: BTreeSet::new(),
-            clock: 0,
         }
     }
 
-    fn add(&mut self, path: &str, mut inode: Inode) -> usize {
-        self.clock += 1;
-        inode.first = self.clock;
+    fn add(&mut self, path: &str, inode: Inode) -> usize {
         self.inodes.push(inode);
         self.paths.insert(path.to_owned(), self.inodes.len() - 1);
         self.inodes.len() - 1
@@ -143,7 +140,7 @@ impl LayerModel {
         for name in parent.split('/').filter(|name| !name.is_empty()) {
             made = join(&made, name);
             if !self.paths.contains_key(&made) {
-                self.add(&made, Inode::directory(0));
+                self.add(&made, Inode::directory());
             }
         }
         if base == ".wh..wh..opq" {
@@ -163,7 +160,7 @@ impl LayerModel {
                 Some(inode) if self.inodes[inode].body == Body::Directory => inode,
                 _ => {
                     self.replace(&path);
-                    self.add(&path, Inode::directory(0))
+                    self.add(&path, Inode::directory())
                 }
             }
         } else if item.kind.is_hard_link() {
@@ -190,10 +187,40 @@ impl LayerModel {
                 tar::EntryType::Fifo => Body::Pipe,
                 _ => Body::File(item.content.clone()),
             };
-            self.add(&path, Inode { body, ..Inode::directory(0) })
+            self.add(&path, Inode { body, ..Inode::directory() })
         };
         self.header(inode, item, position);
         Ok(())
+    }
+
+    fn is_behind_whiteout(&self, path: &str) -> bool {
+        self.whiteouts.iter().any(|hidden| hidden == path || is_below(path, hidden))
+    }
+
+    /// What is at a path, symlinks of this layer followed.
+    fn alone(&self, path: &str) -> Alone {
+        let mut names = clean("", path);
+        'again: for _ in 0..=255 {
+            let mut at = String::new();
+            for (index, name) in names.iter().enumerate() {
+                let next = join(&at, name);
+                match self.paths.get(&next).map(|inode| &self.inodes[*inode].body) {
+                    None if self.whiteouts.contains(&next) => return Alone::End,
+                    None if self.is_behind_whiteout(&at) => return Alone::End,
+                    None => return Alone::Nothing,
+                    Some(Body::Directory) => at = next,
+                    Some(Body::Symlink(target)) => {
+                        let rest = names[index + 1..].to_vec();
+                        names = clean(&at, target);
+                        names.extend(rest);
+                        continue 'again;
+                    }
+                    Some(_) => return Alone::End,
+                }
+            }
+            return Alone::Directory(self.paths[&at]);
+        }
+        Alone::End
     }
 
     fn lower(&mut self, target: String) -> usize {
@@ -202,8 +229,7 @@ impl LayerModel {
         if let Some(inode) = living {
             return *inode;
         }
-        self.clock += 1;
-        self.inodes.push(Inode { body, ..Inode::directory(self.clock) });
+        self.inodes.push(Inode { body, ..Inode::directory() });
         self.inodes.len() - 1
     }
 
@@ -216,7 +242,7 @@ impl LayerModel {
 
 fn set_header(
     inode: &mut Inode,
-    (mode, uid, mtime): (u32, u32, u64),
+    (mode, uid, mtime): Header,
     xattrs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
 ) {
     let mode = if matches!(inode.body, Body::Symlink(_)) { 0o777 } else { mode };
@@ -227,16 +253,27 @@ fn set_header(
     inode.xattrs.extend(xattrs);
 }
 
+/// What one layer by itself has at a path.
+enum Alone {
+    Directory(usize),
+    Nothing,
+    /// Something else, or the end of what a whiteout of the layer lets through.
+    End,
+}
+
 /// The merged tree.
 #[derive(Clone, Debug)]
 pub(super) struct TreeModel {
     pub(super) paths: Paths,
     pub(super) inodes: Vec<Inode>,
+    /// The layers so far; their implicit directories have got their attributes.
+    layers: Vec<LayerModel>,
 }
 
 impl TreeModel {
     pub(super) fn new() -> Self {
-        Self { paths: Paths::from([(String::new(), 0)]), inodes: vec![Inode::directory(0)] }
+        let paths = Paths::from([(String::new(), 0)]);
+        Self { paths, inodes: vec![Inode::directory()], layers: Vec::new() }
     }
 
     fn add(&mut self, path: &str, inode: Inode) {
@@ -247,13 +284,35 @@ impl TreeModel {
     pub(super) fn apply(&mut self, layer: &LayerModel) -> Result<(), Refused> {
         // Inode of the tree by inode of the layer
         let mut known = self.lower_links(layer)?;
-        let mut grafts = BTreeSet::new();
-        self.directory(layer, "", "", &mut known, &mut grafts);
-        while let Some((_, from, holder, target)) = grafts.pop_first() {
-            let to = self.make(clean(&holder, &target))?;
-            self.directory(layer, &from, &to, &mut known, &mut grafts);
+        let mut layer = layer.clone();
+        for (path, inode) in layer.paths.clone() {
+            let is_implicit = layer.inodes[inode].header.is_none();
+            if layer.inodes[inode].body == Body::Directory && is_implicit && !path.is_empty() {
+                let (header, xattrs) = self.lent(&layer, &path).unwrap_or_default();
+                (layer.inodes[inode].header, layer.inodes[inode].xattrs) = (header, xattrs);
+            }
         }
+        self.directory(&layer, "", &mut known);
+        self.layers.push(layer);
         Ok(())
+    }
+
+    /// Attributes for a directory of the next layer that it does not list.
+    fn lent(&self, layer: &LayerModel, path: &str) -> Option<(Option<Header>, Xattrs)> {
+        if layer.is_behind_whiteout(path) {
+            return None;
+        }
+        for lower in self.layers.iter().rev() {
+            match lower.alone(path) {
+                Alone::Directory(inode) => {
+                    let inode = &lower.inodes[inode];
+                    return Some((inode.header, inode.xattrs.clone()));
+                }
+                Alone::Nothing => {}
+                Alone::End => return None,
+            }
+        }
+        None
     }
 
     fn lower_links(&mut self, layer: &LayerModel) -> Result<BTreeMap<usize, usize>, Refused> {
@@ -288,76 +347,39 @@ impl TreeModel {
         Ok(known)
     }
 
-    /// Applies the layer's directory `from` to the merged one at `to`.
-    fn directory(
-        &mut self,
-        layer: &LayerModel,
-        from: &str,
-        to: &str,
-        known: &mut BTreeMap<usize, usize>,
-        grafts: &mut BTreeSet<(usize, String, String, String)>,
-    ) {
-        let source = &layer.inodes[layer.paths[from]];
+    /// Applies a layer's directory.
+    fn directory(&mut self, layer: &LayerModel, at: &str, known: &mut BTreeMap<usize, usize>) {
+        let source = &layer.inodes[layer.paths[at]];
         if source.opaque {
-            self.paths.retain(|path, _| !is_below(path, to));
+            self.paths.retain(|path, _| !is_below(path, at));
         }
-        if source.header.is_some() {
-            let inode = &mut self.inodes[self.paths[to]];
+        if source.header.is_some() || !at.is_empty() {
+            let inode = &mut self.inodes[self.paths[at]];
             (inode.header, inode.xattrs) = (source.header, source.xattrs.clone());
         }
-        for hidden in layer.whiteouts.iter().filter(|path| split(path).0 == from) {
-            remove(&mut self.paths, &join(to, split(hidden).1));
+        for hidden in layer.whiteouts.iter().filter(|path| split(path).0 == at) {
+            remove(&mut self.paths, hidden);
         }
         for (path, inode) in &layer.paths {
-            if path.is_empty() || split(path).0 != from {
+            if path.is_empty() || split(path).0 != at {
                 continue;
             }
-            let (target, own) = (join(to, split(path).1), &layer.inodes[*inode]);
-            let below = self.paths.get(&target).map(|inode| self.inodes[*inode].body.clone());
-            match (own.body == Body::Directory, below) {
-                (true, Some(Body::Directory)) => {
-                    self.directory(layer, path, &target, known, grafts)
+            let own = &layer.inodes[*inode];
+            let below = self.paths.get(path).map(|inode| &self.inodes[*inode].body);
+            if own.body == Body::Directory {
+                if below != Some(&Body::Directory) {
+                    remove(&mut self.paths, path);
+                    self.add(path, Inode::directory());
                 }
-                (true, Some(Body::Symlink(link))) if own.header.is_none() => {
-                    grafts.insert((own.first, path.clone(), to.to_owned(), link));
-                }
-                (true, _) => {
-                    remove(&mut self.paths, &target);
-                    self.add(&target, Inode::directory(0));
-                    self.directory(layer, path, &target, known, grafts);
-                }
-                (false, _) => {
-                    remove(&mut self.paths, &target);
-                    let copy = *known.entry(*inode).or_insert_with(|| {
-                        self.inodes.push(own.clone());
-                        self.inodes.len() - 1
-                    });
-                    self.paths.insert(target, copy);
-                }
+                self.directory(layer, path, known);
+            } else {
+                remove(&mut self.paths, path);
+                let copy = *known.entry(*inode).or_insert_with(|| {
+                    self.inodes.push(own.clone());
+                    self.inodes.len() - 1
+                });
+                self.paths.insert(path.clone(), copy);
             }
         }
-    }
-
-    /// The directory at a path, through symlinks; what is missing or in the way is replaced.
-    fn make(&mut self, mut names: Vec<String>) -> Result<String, Refused> {
-        'again: for _ in 0..=255 {
-            let mut at = String::new();
-            for (index, name) in names.iter().enumerate() {
-                let next = join(&at, name);
-                match self.paths.get(&next).map(|inode| self.inodes[*inode].body.clone()) {
-                    Some(Body::Directory) => {}
-                    Some(Body::Symlink(target)) => {
-                        let rest = names[index + 1..].to_vec();
-                        names = clean(&at, &target);
-                        names.extend(rest);
-                        continue 'again;
-                    }
-                    _ => self.add(&next, Inode::directory(0)),
-                }
-                at = next;
-            }
-            return Ok(at);
-        }
-        Err(Refused)
     }
 }

@@ -5,12 +5,14 @@ use crate::{
     TarEntry, chain_id,
     format::{HIDES_LOWER, LOWER_LINK, WHITEOUT_KIND},
     testing::{
-        Item, build, build_blob, device, dir, file, gzip, hard_link, open_layer, read, sample,
-        slot, symlink, tar_of,
+        Item, build, build_blob, device, dir, file, global, gzip, hard_link, open_layer, read,
+        sample, slot, symlink, tar_of,
     },
 };
 
 use super::{apply::LayerTree, encode};
+
+mod hostile;
 
 /// One line an entry: `number kind path flags`, where flags are `?` implicit, `!` opaque, `^` hides
 /// lower directories.
@@ -26,7 +28,7 @@ fn dump(layer: &Layer) -> Vec<String> {
     };
     lines.push(format!("1 d /{}", flags(1)));
     while let Some((path, directory)) = pending.pop() {
-        for entry in layer.children(directory) {
+        for entry in layer.children(directory).1 {
             let name = String::from_utf8_lossy(layer.name(entry));
             let (path, number) = (format!("{path}/{name}"), entry.inode.get());
             if entry.kind == WHITEOUT_KIND {
@@ -99,6 +101,28 @@ fn entries_become_a_tree() {
             &["1 d /?", "2 f /a 0", "3 d /b?", "4 f /b/c 0", "5 d /d?", "6 f /d/f 0"],
         ),
         ("only a directory can be the root", vec![file(".", "x"), symlink("/", "y")], &["1 d /?"]),
+        (
+            "a global header makes the directories above it, and takes its path for itself",
+            vec![
+                file("f", ""),
+                dir("d"),
+                global("a/b/PaxHeaders/c"),
+                global("f"),
+                global("d"),
+                global("d/.wh.x"),
+                global("/"),
+                file("a/f", ""),
+            ],
+            &[
+                "1 d /?",
+                "2 d /a?",
+                "3 d /a/b?",
+                "4 d /a/b/PaxHeaders?",
+                "6 f /a/f 0",
+                "5 d /d?",
+                "0 w /d/x",
+            ],
+        ),
         (
             "a later entry of the same path wins",
             vec![file("a", "1"), file("b", ""), file("a", "22")],

@@ -1,0 +1,4 @@
+//! What several of these tests need.
+
+pub(crate) mod allocator;
+pub(crate) mod headers;
