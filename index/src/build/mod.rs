@@ -75,7 +75,7 @@ impl LayerBuilder {
 
     /// Uses three more threads from here on, where they can be had: one for the digests, one for the
     /// tree, one for windows and the seekable copy. Worth it when a core is free: the index is the
-    /// same, and takes about 4 MiB more memory to build.
+    /// same, and takes about 6 MiB more memory to build.
     pub fn spread(&mut self) {
         self.decoder.spread();
         self.reader.spread();

@@ -25,8 +25,9 @@
 //! # Windows
 //!
 //! Deflate refers to up to 32 KiB of output before the checkpoint. The bytes that a span does refer
-//! to are stored in the heap of windows (see `window.rs`); they come from the tar and are compressed
-//! on their own. Zstd frames and members of gzip begin with nothing.
+//! to are recorded by the decoder (`inflate/`) and stored in the heap of windows (see `window.rs`);
+//! they come from the tar and are compressed on their own. Zstd frames and members of gzip begin
+//! with nothing.
 //!
 //! # What is verified
 //!
