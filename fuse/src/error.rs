@@ -102,7 +102,9 @@ impl Error {
                 ReadError::Length { .. } => (libc::EIO, Level::ERROR),
                 // Never the cause's own errno: a full disk below is no ENOSPC of a read
                 ReadError::Io { .. } => (libc::EIO, Level::ERROR),
-                ReadError::Damaged { .. } => (libc::EIO, Level::ERROR),
+                ReadError::Damaged { again: false, .. } => (libc::EIO, Level::ERROR),
+                // One line a damaged place is enough: a reader tries again page by page
+                ReadError::Damaged { again: true, .. } => (libc::EIO, Level::DEBUG),
             },
             Self::Panic => (libc::EIO, Level::ERROR),
         }

@@ -14,19 +14,63 @@ pub trait FileSource: Send + Sync + 'static {
     /// The layer index of a slot, under the same conditions.
     fn layer(&self, slot: Slot) -> Option<Arc<Layer>>;
 
-    /// Appends the bytes `offset..offset + len` of a regular file to `out`; fewer only where the
-    /// file ends. May block.
+    /// Gives `sink` the bytes `offset..offset + len` of a regular file; fewer only where the file
+    /// ends. May block.
     ///
     /// # Errors
-    /// What `out` holds then counts for nothing.
+    /// What `sink` was given then counts for nothing.
     fn read(
         &self,
         layer: Slot,
         number: u32,
         offset: u64,
         len: u32,
-        out: &mut Vec<u8>,
+        sink: &mut dyn Sink,
     ) -> Result<(), ReadError>;
+
+    /// As [`read`](Self::read), where the bytes are in memory in one piece: never waits for I/O or
+    /// for a decode. Otherwise it is false, and `sink` was given nothing.
+    fn read_ready(
+        &self,
+        _layer: Slot,
+        _number: u32,
+        _offset: u64,
+        _len: u32,
+        _sink: &mut dyn Sink,
+    ) -> bool {
+        false
+    }
+
+    /// Does what [`Sink::ahead`] was told of, on a thread that has nothing else to do, for as long
+    /// as `go_on` says so. Ask it every 100 us or so: somebody waits for the thread otherwise.
+    fn ahead(&self, _wish: Ahead, _go_on: &dyn Fn() -> bool) {}
+}
+
+/// Takes what a read gives.
+pub trait Sink {
+    /// The next bytes, in the file's order.
+    fn data(&mut self, bytes: &[u8]);
+
+    /// Something that is worth doing before it is asked for. It may be dropped.
+    fn ahead(&mut self, wish: Ahead);
+}
+
+/// For reading into memory, without a thread to work ahead.
+impl Sink for Vec<u8> {
+    fn data(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+
+    fn ahead(&mut self, _wish: Ahead) {}
+}
+
+/// A span that is likely to be read soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// The layer's slot.
+    pub layer: Slot,
+    /// The span's number in the layer's index.
+    pub span: u32,
 }
 
 /// Why content could not be read.
@@ -73,6 +117,8 @@ pub enum ReadError {
     Damaged {
         /// The layer's slot.
         layer: Slot,
+        /// It has been told before.
+        again: bool,
         /// What is wrong with them.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -298,6 +298,9 @@ pub(super) struct DaemonArgs {
     /// What to do with it.
     #[command(subcommand)]
     pub command: Option<DaemonCommand>,
+    /// Memory for decoded file content: bytes, or with K, M or G [default: 64M]
+    #[arg(long, env = "PEEL_SPAN_CACHE", value_name = "SIZE", value_parser = parse_size)]
+    pub span_cache: Option<u64>,
     /// Started by a command: log to the file alone, and leave the caller's mount namespace
     #[arg(long, hide = true)]
     pub background: bool,
@@ -332,9 +335,27 @@ pub(super) struct WorkerArgs {
     /// Times a worker was started before
     #[arg(long)]
     pub restarts: u64,
+    /// Bound of the span cache in bytes
+    #[arg(long)]
+    pub span_cache: u64,
     /// Log to standard error as well
     #[arg(long)]
     pub log_stderr: bool,
+}
+
+/// Bytes, from a number with or without a binary unit: `65536`, `64K`, `64MiB`, `1G`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        _ => return Err(format!("unknown unit: {unit}; there are K, M and G")),
+    };
+    let number: u64 = number.parse().map_err(|_| "expected a number, as in 64M".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
 }
 
 #[cfg(test)]
@@ -369,5 +390,29 @@ mod tests {
         let Ok(Command::Run(run)) = cli.map(|cli| cli.command) else { panic!("run") };
         assert!(run.interactive && run.tty && run.rm);
         assert_eq!(run.command, ["ls", "-l", "--rm"]);
+    }
+
+    #[test]
+    fn sizes() {
+        let table = [
+            ("0", Some(0)),
+            ("65536", Some(65536)),
+            ("64k", Some(64 << 10)),
+            ("64M", Some(64 << 20)),
+            ("64MiB", Some(64 << 20)),
+            ("2G", Some(2 << 30)),
+            ("12B", Some(12)),
+            ("17179869184G", None),
+            ("99999999999999999999", None),
+            ("M", None),
+            ("", None),
+            ("-1", None),
+            ("1.5G", None),
+            ("64 M", None),
+            ("64T", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(parse_size(text).ok(), expected, "{text}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     client::{self, Client, StartOptions},
     daemon,
     failure::{Class, Failure},
+    layers::SPAN_CACHE_BYTES,
     paths::Paths,
 };
 use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global};
@@ -60,6 +61,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             None => daemon::keeper::run(&daemon::keeper::Options {
                 paths: context.paths,
                 log_level: context.start.log_level,
+                span_cache: args.span_cache.unwrap_or(SPAN_CACHE_BYTES),
                 background: args.background,
             }),
             Some(DaemonCommand::Worker(worker)) => {
@@ -71,6 +73,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                     listen_fd: worker.listen_fd,
                     handshake: worker.handshake,
                     restarts: worker.restarts,
+                    span_cache: worker.span_cache,
                 }))
             }
             Some(DaemonCommand::Stop { force }) => {

@@ -59,6 +59,8 @@ pub struct Options {
     pub paths: Paths,
     /// What is logged.
     pub log_level: String,
+    /// Bound of the worker's span cache in bytes.
+    pub span_cache: u64,
     /// Started by a command, not by a person or a service manager.
     pub background: bool,
 }
@@ -364,6 +366,7 @@ fn spawn(
     command.args(["--listen-fd", &inherit(listener.as_fd())?]);
     command.args(["--handshake", &lower.0.handshake().to_string()]);
     command.args(["--restarts", &restarts.to_string()]);
+    command.args(["--span-cache", &options.span_cache.to_string()]);
     if !options.background {
         command.arg("--log-stderr");
     }

@@ -35,7 +35,7 @@ use crate::{
     content::ContentStore,
     failure::{Class, Failure, chain},
     image,
-    layers::{Layers, SPAN_CACHE_BYTES},
+    layers::Layers,
     paths::Paths,
     telemetry,
 };
@@ -56,6 +56,8 @@ pub struct Options {
     pub handshake: String,
     /// Workers before this one.
     pub restarts: u64,
+    /// Bound of the span cache in bytes.
+    pub span_cache: u64,
 }
 
 /// How often metadata that changed is exported: a loss of sled's own files costs this much at most.
@@ -129,7 +131,7 @@ fn serve(options: Options) -> Result<(), Failure> {
     let damaged = |e: &dyn std::error::Error| Failure::new(Class::BadData, chain(e));
     let content =
         Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
-    let layers = Layers::open(paths.root(), Arc::clone(&content), SPAN_CACHE_BYTES);
+    let layers = Layers::open(paths.root(), Arc::clone(&content), options.span_cache);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
     let metrics = serve_files(fuse, &handshake, &layers)?;
 

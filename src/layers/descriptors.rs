@@ -79,7 +79,7 @@ impl Descriptors {
             }
             opened => opened,
         };
-        let file = Arc::new(LocalBlob(file?));
+        let file = Arc::new(LocalBlob::new(file?));
         // Two may have opened it: the later one stays. What falls out is closed outside the lock
         let closed = self.lock().push(key, Arc::clone(&file));
         drop(closed);
@@ -115,8 +115,15 @@ impl ByPath {
 }
 
 impl BlobSource for ByPath {
-    fn read_range(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.descriptors.file(self.key, &self.path)?.read_range(offset, len)
+    fn read_range(&self, offset: u64, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+        self.descriptors.file(self.key, &self.path)?.read_range(offset, len, bytes)
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        // Whoever reads meets the same error and tells of it
+        if let Ok(file) = self.descriptors.file(self.key, &self.path) {
+            file.will_need(offset, len);
+        }
     }
 }
 
@@ -137,7 +144,9 @@ mod tests {
     }
 
     fn check(blob: &ByPath, n: usize) {
-        let bytes = blob.read_range(0, 4).expect("read");
+        let mut bytes = Vec::new();
+        blob.will_need(0, 4);
+        blob.read_range(0, 4, &mut bytes).expect("read");
         assert_eq!(bytes, (n as u32).to_le_bytes());
     }
 
@@ -152,7 +161,7 @@ mod tests {
         // The last three are open: they are read though they are gone by now
         fs::remove_dir_all(dir.path()).expect("remove");
         (2..5).for_each(|n| check(&blobs[n], n));
-        let gone = blobs[0].read_range(0, 4).expect_err("was closed");
+        let gone = blobs[0].read_range(0, 4, &mut Vec::new()).expect_err("was closed");
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
         descriptors.forget(blobs[2].key.0);
         assert_eq!(descriptors.count(), 2);

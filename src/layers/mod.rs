@@ -17,6 +17,7 @@
 //! Locking: one reader-writer lock over the tables, held for look-ups and inserts only, never over
 //! I/O but for the opening of an index that nobody has asked for yet.
 
+mod ahead;
 mod blob;
 mod cache;
 mod descriptors;
@@ -29,20 +30,24 @@ mod tests;
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use memmap2::Mmap;
-use peel_index::{BuiltLayer, Digest, FileType, HEADER_LEN, Layer, Slot, Tree};
+use peel_index::{BuiltLayer, Digest, FileType, HEADER_LEN, Layer, Slot, SpanReader, Tree};
 
-use self::descriptors::{ByPath, Descriptors};
+use self::{
+    ahead::Streams,
+    cache::SpanCache,
+    descriptors::{ByPath, Descriptors},
+};
 pub use self::{
     blob::{BlobSource, LocalBlob},
-    cache::{CacheStats, SpanCache},
+    cache::CacheStats,
     error::{LayersError, SpanReadError},
     stream::LayerTar,
 };
@@ -74,7 +79,8 @@ pub struct Layers {
     trees_dir: PathBuf,
     content: Arc<ContentStore>,
     tables: RwLock<Tables>,
-    cache: SpanCache,
+    cache: SpanCache<SpanReader>,
+    streams: Streams,
     descriptors: Arc<Descriptors>,
 }
 
@@ -94,6 +100,8 @@ pub(crate) struct OpenLayer {
     index: Arc<Layer>,
     blob: Box<dyn BlobSource>,
     copy: Option<Box<dyn BlobSource>>,
+    /// Spans whose damage the log has.
+    told: Mutex<HashSet<u32>>,
 }
 
 /// Where the seekable copy of a layer is collected while it is pulled.
@@ -139,7 +147,8 @@ impl Layers {
         }
         let tables = RwLock::new(tables);
         let (cache, descriptors) = (SpanCache::new(cache_bytes), Arc::new(Descriptors::new()));
-        Ok(Self { layers_dir, trees_dir, content, tables, cache, descriptors })
+        let streams = Streams::default();
+        Ok(Self { layers_dir, trees_dir, content, tables, cache, streams, descriptors })
     }
 
     fn tables(&self) -> RwLockReadGuard<'_, Tables> {
@@ -323,6 +332,7 @@ impl Layers {
             index: Arc::new(index),
             blob: source(false, blob)?,
             copy: copy.transpose()?,
+            told: Mutex::default(),
         };
         let open = Arc::new(open);
         Ok(Arc::clone(self.tables_mut().open_layers.entry(slot).or_insert(open)))

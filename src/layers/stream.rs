@@ -17,6 +17,7 @@ use super::{Layers, LayersError, OpenLayer};
 pub struct LayerTar {
     open: Arc<OpenLayer>,
     stream: TarStream,
+    compressed: Vec<u8>,
     /// What is left to read of the stream's last span.
     rest: Range<usize>,
 }
@@ -36,7 +37,7 @@ impl Layers {
 impl LayerTar {
     fn new(open: Arc<OpenLayer>) -> Self {
         let stream = TarStream::new(Arc::clone(&open.index));
-        Self { open, stream, rest: 0..0 }
+        Self { open, stream, compressed: Vec::new(), rest: 0..0 }
     }
 
     /// Length of the whole tar in bytes.
@@ -48,8 +49,9 @@ impl LayerTar {
     fn next_span(&mut self) -> io::Result<bool> {
         let Some(span) = self.stream.wanted() else { return Ok(false) };
         let failed = |error| io::Error::other(self.open.failed(&span, error));
-        let compressed = self.open.compressed(&span).map_err(|error| failed(Box::new(error)))?;
-        let tar = self.stream.push(&compressed).map_err(|error| failed(Box::new(error)))?;
+        let compressed = &mut self.compressed;
+        self.open.compressed(&span, compressed).map_err(|error| failed(Box::new(error)))?;
+        let tar = self.stream.push(compressed).map_err(|error| failed(Box::new(error)))?;
         self.rest = 0..tar.len();
         Ok(true)
     }

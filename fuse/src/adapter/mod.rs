@@ -1,7 +1,7 @@
 //! Between the fuser crate and [`Filesystem`]: unpacks requests, packs replies, logs errors.
 //!
-//! Requests about metadata are answered on the thread that took them, as they never wait. Reads go
-//! to the pool.
+//! Requests about metadata are answered on the thread that took them, as they never wait, and so are
+//! short reads of what is decoded. Other reads go to the pool.
 //!
 //! `open` and `opendir` are answered ENOSYS, once each a connection: the kernel then opens files
 //! without asking, keeps their pages, and keeps listings. So are `flush`, `fsync`, `lseek` and
@@ -33,12 +33,16 @@ use crate::{
     error::Error,
     fs::{BLOCK_SIZE, Filesystem, Inode, Lookup},
     metrics::{Arrived, Kind, Metrics},
-    pool::Pool,
-    source::FileSource,
+    pool::{Pool, Queues, Work},
+    source::{Ahead, FileSource, Sink},
 };
 
 /// Longest name of an entry, in bytes.
 const NAME_MAX: u32 = 255;
+
+/// Reads up to this length, in bytes, are answered on the thread that took them where the bytes are
+/// in memory: copying them takes less than the way through the pool.
+const AT_ONCE: u32 = 128 << 10;
 
 /// Numbers are never used again, so there is one generation.
 const GENERATION: Generation = Generation(0);
@@ -47,7 +51,7 @@ const GENERATION: Generation = Generation(0);
 #[derive(Debug)]
 pub(crate) struct Adapter<S: FileSource> {
     filesystem: Filesystem<S>,
-    reads: Pool<Read>,
+    reads: Pool<Read, Ahead>,
     metrics: Arc<Metrics>,
 }
 
@@ -61,25 +65,51 @@ struct Read {
     reply: ReplyData,
 }
 
+/// Answers a read with the bytes as they lie in memory, and queues what is worth doing ahead.
+struct ReadAnswer<'a> {
+    reply: Option<ReplyData>,
+    metrics: &'a Metrics,
+    queues: &'a Queues<Read, Ahead>,
+}
+
+impl Sink for ReadAnswer<'_> {
+    fn data(&mut self, bytes: &[u8]) {
+        if let Some(reply) = self.reply.take() {
+            self.metrics.read_bytes(bytes.len());
+            reply.data(bytes);
+        }
+    }
+
+    fn ahead(&mut self, wish: Ahead) {
+        self.queues.offer(wish);
+    }
+}
+
 impl<S: FileSource> Adapter<S> {
     pub(crate) fn new(
         filesystem: Filesystem<S>,
         read_threads: usize,
+        ahead_threads: usize,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let (reader, counted) = (filesystem.clone(), Arc::clone(&metrics));
-        let reads = Pool::start(read_threads, move |read: Read, buffer| {
-            let Read { ino, offset, len, arrived, reply } = read;
-            counted.read_taken(arrived);
-            match answer(&counted, Kind::Read, ino, || reader.read(ino, offset, len, buffer)) {
-                Ok(()) => {
-                    counted.read_bytes(buffer.len());
-                    reply.data(buffer);
+        let work = move |work: Work<Read, Ahead>, buffer: &mut Vec<u8>, queues: &Queues<_, _>| {
+            match work {
+                Work::Job(read) => {
+                    counted.read_taken(read.arrived);
+                    let Read { ino, offset, len, arrived, reply } = read;
+                    let mut answered = ReadAnswer { reply: Some(reply), metrics: &counted, queues };
+                    let run = || reader.read(ino, offset, len, buffer, &mut answered);
+                    let result = answer(&counted, Kind::Read, ino, run);
+                    if let (Err(errno), Some(reply)) = (result, answered.reply) {
+                        reply.error(errno);
+                    }
+                    counted.answered(Kind::Read, arrived);
                 }
-                Err(errno) => reply.error(errno),
+                Work::Ahead(wish) => reader.ahead(wish, &|| !queues.job_waits()),
             }
-            counted.answered(Kind::Read, arrived);
-        })?;
+        };
+        let reads = Pool::start(read_threads, ahead_threads, work)?;
         Ok(Self { filesystem, reads, metrics })
     }
 
@@ -212,8 +242,21 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let arrived = self.metrics.arrived(Kind::Read, req.unique().0);
-        self.reads.submit(Read { ino: ino.0, offset, len, arrived, reply });
+        let (ino, arrived) = (ino.0, self.metrics.arrived(Kind::Read, req.unique().0));
+        let (metrics, queues) = (&*self.metrics, self.reads.queues());
+        let mut answered = ReadAnswer { reply: Some(reply), metrics, queues };
+        if len <= AT_ONCE {
+            let ready = || Ok(self.filesystem.read_ready(ino, offset, len, &mut answered));
+            // A panic drops nothing: the read goes on to the pool, which meets it again
+            let _ = answer(metrics, Kind::Read, ino, ready);
+        }
+        match answered.reply {
+            Some(reply) => self.reads.submit(Read { ino, offset, len, arrived, reply }),
+            None => {
+                metrics.read_taken(arrived);
+                metrics.answered(Kind::Read, arrived);
+            }
+        }
     }
 
     fn flush(

@@ -22,7 +22,7 @@ use peel_index::{Attr, Entry, FileKind, Layer, NodeId, Slot, Tree};
 pub use self::readdir::DirEntry;
 use crate::{
     error::Error,
-    source::{FileSource, ReadError},
+    source::{Ahead, FileSource, ReadError, Sink},
 };
 
 /// How long the kernel may keep what cannot change: a hundred years, which does not overflow the
@@ -143,27 +143,56 @@ impl<S: FileSource> Filesystem<S> {
         }
     }
 
-    /// Appends the bytes `offset..offset + len` of a regular file to `out`; fewer only where the
-    /// file ends. Blocks while content is read and inflated.
-    pub fn read(&self, ino: u64, offset: u64, len: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        let (layer, slot, number) = self.content(ino, FileKind::Regular)?;
+    /// Gives the bytes `offset..offset + len` of a regular file to `reply`, in one piece; fewer only
+    /// where the file ends. Uses `buffer`, which is empty, where they do not lie in one piece in
+    /// memory. Blocks while content is read and inflated.
+    pub fn read(
+        &self,
+        ino: u64,
+        offset: u64,
+        len: u32,
+        buffer: &mut Vec<u8>,
+        reply: &mut dyn Sink,
+    ) -> Result<(), Error> {
+        let (slot, number, len) = self.readable(ino, offset, len)?;
         let failed = |source| Error::Read { ino, offset, len, source };
+        let expected = len as usize;
+        let mut gather = Gather { expected, found: 0, buffer, reply };
+        if len > 0 {
+            self.source.read(slot, number, offset, len, &mut gather).map_err(failed)?;
+        }
+        match gather.finish() {
+            found if found == expected => Ok(()),
+            found => Err(failed(ReadError::Length { layer: slot, number, expected, found })),
+        }
+    }
+
+    /// As [`read`](Self::read) where nothing has to be waited for; false otherwise, and where the
+    /// read is in error.
+    pub fn read_ready(&self, ino: u64, offset: u64, len: u32, reply: &mut dyn Sink) -> bool {
+        match self.readable(ino, offset, len) {
+            Ok((slot, number, len @ 1..)) => {
+                self.source.read_ready(slot, number, offset, len, reply)
+            }
+            _ => false,
+        }
+    }
+
+    /// Does what a read said is worth doing ahead, while `go_on` says so.
+    pub fn ahead(&self, wish: Ahead, go_on: &dyn Fn() -> bool) {
+        self.source.ahead(wish, go_on);
+    }
+
+    /// The layer and inode that have a regular file's content, and how many bytes of `len` it has
+    /// from `offset` on.
+    fn readable(&self, ino: u64, offset: u64, len: u32) -> Result<(Slot, u32, u32), Error> {
+        let (layer, slot, number) = self.content(ino, FileKind::Regular)?;
         let Some(attr) = layer.inode(number) else {
-            return Err(failed(ReadError::NoContent { layer: slot, number }));
+            let source = ReadError::NoContent { layer: slot, number };
+            return Err(Error::Read { ino, offset, len, source });
         };
         let left = attr.size.saturating_sub(offset);
-        let len = u32::try_from(left).unwrap_or(u32::MAX).min(len);
-        if len == 0 {
-            return Ok(());
-        }
-        let before = out.len();
-        self.source.read(slot, number, offset, len, out).map_err(failed)?;
-        match (len as usize, out.len().saturating_sub(before)) {
-            (expected, found) if expected == found => Ok(()),
-            (expected, found) => {
-                Err(failed(ReadError::Length { layer: slot, number, expected, found }))
-            }
-        }
+        Ok((slot, number, u32::try_from(left).unwrap_or(u32::MAX).min(len)))
     }
 
     /// Statistics of the tree that an inode is in. A file belongs to a layer, and so to any number
@@ -320,6 +349,39 @@ fn slot_of_name(name: &[u8]) -> Option<Slot> {
     let digits = name.iter().all(u8::is_ascii_digit) && !name.starts_with(b"0");
     let text = std::str::from_utf8(name).ok().filter(|_| digits)?;
     Slot::new(text.parse().ok()?)
+}
+
+/// Makes one piece of what a source gives: passed on as it is where it comes in one.
+struct Gather<'a> {
+    expected: usize,
+    found: usize,
+    buffer: &'a mut Vec<u8>,
+    reply: &'a mut dyn Sink,
+}
+
+impl Sink for Gather<'_> {
+    fn data(&mut self, bytes: &[u8]) {
+        if self.found == 0 && bytes.len() == self.expected {
+            self.reply.data(bytes);
+        } else if self.buffer.len() + bytes.len() <= self.expected {
+            self.buffer.extend_from_slice(bytes);
+        }
+        self.found += bytes.len();
+    }
+
+    fn ahead(&mut self, wish: Ahead) {
+        self.reply.ahead(wish);
+    }
+}
+
+impl Gather<'_> {
+    /// Passes on what came in pieces, if it is all; gives how much came.
+    fn finish(self) -> usize {
+        if self.found == self.expected && self.buffer.len() == self.expected {
+            self.reply.data(self.buffer);
+        }
+        self.found
+    }
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ fn files_that_the_merge_changed() {
     assert_eq!(fs.walk("17/bin/busybox"), link);
     assert_ne!(fs.walk("17/bin/sh").ino, link.ino, "the group is split, as by an overlay");
     let mut content = Vec::new();
-    fs.read(link.ino, 1 << 20, 1 << 20, &mut content).expect("it has content");
+    fs.read(link.ino, 1 << 20, 1 << 20, &mut Vec::new(), &mut content).expect("it has content");
     assert_eq!(content, noise(3 << 20, 1)[1 << 20..2 << 20]);
 }
 
@@ -238,9 +238,9 @@ impl FileSource for Without {
         number: u32,
         offset: u64,
         len: u32,
-        out: &mut Vec<u8>,
+        sink: &mut dyn Sink,
     ) -> Result<(), ReadError> {
-        self.0.read(layer, number, offset, len, out)
+        self.0.read(layer, number, offset, len, sink)
     }
 }
 
@@ -275,14 +275,20 @@ fn reading() {
         [(0, 1), (0, 4096), (1 << 20, 1 << 20), (end - 5, 100), (end, 9), (u64::MAX, 9), (7, 0)]
     {
         let mut out = b"kept".to_vec();
-        fs.read(ino, offset, len, &mut out).expect("readable");
+        fs.read(ino, offset, len, &mut Vec::new(), &mut out).expect("readable");
         let from = content.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or(&[]);
         assert_eq!(&out[4..], &from[..from.len().min(len as usize)], "{len} at {offset}");
     }
     let mut out = Vec::new();
-    assert_eq!(errno(fs.read(fs.walk("17/etc").ino, 0, 1, &mut out)), libc::EISDIR);
-    assert_eq!(errno(fs.read(fs.walk("17/bin/ash").ino, 0, 1, &mut out)), libc::EINVAL);
-    assert_eq!(errno(fs.read(1, 0, 1, &mut out)), libc::EISDIR);
+    assert_eq!(
+        errno(fs.read(fs.walk("17/etc").ino, 0, 1, &mut Vec::new(), &mut out)),
+        libc::EISDIR
+    );
+    assert_eq!(
+        errno(fs.read(fs.walk("17/bin/ash").ino, 0, 1, &mut Vec::new(), &mut out)),
+        libc::EINVAL
+    );
+    assert_eq!(errno(fs.read(1, 0, 1, &mut Vec::new(), &mut out)), libc::EISDIR);
 }
 
 /// A source that stops one byte early.
@@ -303,16 +309,16 @@ impl FileSource for Short {
         number: u32,
         offset: u64,
         len: u32,
-        out: &mut Vec<u8>,
+        sink: &mut dyn Sink,
     ) -> Result<(), ReadError> {
-        self.0.read(layer, number, offset, len - 1, out)
+        self.0.read(layer, number, offset, len - 1, sink)
     }
 }
 
 #[test]
 fn a_short_read_is_an_error() {
     let fs = Filesystem::new(Arc::new(Short(source())));
-    let error = fs.read(fs.walk("17/etc/passwd").ino, 0, 4096, &mut Vec::new());
+    let error = fs.read(fs.walk("17/etc/passwd").ino, 0, 4096, &mut Vec::new(), &mut Vec::new());
     let error = error.expect_err("a byte is missing");
     assert_eq!((error.errno(), error.level()), (libc::EIO, tracing::Level::ERROR));
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
@@ -377,7 +383,7 @@ fn numbers_from_nowhere_are_stale() {
             errno(fs.lookup(ino, b"x")),
             errno(fs.lookup(ino, b".")),
             errno(fs.readlink(ino)),
-            errno(fs.read(ino, 0, 1, &mut out)),
+            errno(fs.read(ino, 0, 1, &mut Vec::new(), &mut out)),
             errno(fs.readdir(ino, 0, &mut |_| true)),
             errno(fs.readdirplus(ino, 0, &mut |_, _| true)),
             errno(fs.getxattr(ino, b"user.x")),
@@ -400,7 +406,7 @@ fn holes_read_as_zeros_beyond_4_gib() {
     assert_eq!(huge.attr.size, SIZE);
     let read = |offset: u64, len: u32| {
         let mut out = Vec::new();
-        filesystem.read(huge.ino, offset, len, &mut out).expect("a file");
+        filesystem.read(huge.ino, offset, len, &mut Vec::new(), &mut out).expect("a file");
         out
     };
     assert_eq!(read((4 << 30) - 1010, 3020), [&[0; 10], &data[..], &[0; 10]].concat());
@@ -408,4 +414,59 @@ fn holes_read_as_zeros_beyond_4_gib() {
     assert_eq!(read(SIZE - 2, 100), [0, 0]);
     assert_eq!(read(SIZE, 100), []);
     assert_eq!(read(u64::MAX, u32::MAX), []);
+}
+
+/// Gives what it has in pieces of a given length.
+struct Pieces(MemorySource, usize);
+
+impl FileSource for Pieces {
+    fn tree(&self, slot: Slot) -> Option<Arc<Tree>> {
+        self.0.tree(slot)
+    }
+
+    fn layer(&self, slot: Slot) -> Option<Arc<Layer>> {
+        self.0.layer(slot)
+    }
+
+    fn read(
+        &self,
+        layer: Slot,
+        number: u32,
+        offset: u64,
+        len: u32,
+        sink: &mut dyn Sink,
+    ) -> Result<(), ReadError> {
+        let mut bytes = Vec::new();
+        self.0.read(layer, number, offset, len, &mut bytes)?;
+        bytes.chunks(self.1).for_each(|piece| sink.data(piece));
+        Ok(())
+    }
+}
+
+/// Counts answers.
+#[derive(Default)]
+struct Answers(Vec<Vec<u8>>);
+
+impl Sink for Answers {
+    fn data(&mut self, bytes: &[u8]) {
+        self.0.push(bytes.to_vec());
+    }
+
+    fn ahead(&mut self, _wish: Ahead) {}
+}
+
+#[test]
+fn a_read_is_answered_once_and_copied_only_where_it_comes_in_pieces() {
+    let content = noise(3 << 20, 1);
+    for (piece, copied) in [(5000, 0), (4999, 5000), (1, 5000), (2500, 5000)] {
+        let fs = Filesystem::new(Arc::new(Pieces(source(), piece)));
+        let ino = fs.walk("17/bin/busybox").ino;
+        let (mut buffer, mut answers) = (Vec::new(), Answers::default());
+        fs.read(ino, 100, 5000, &mut buffer, &mut answers).expect("readable");
+        assert_eq!(answers.0, [&content[100..5100]], "{piece}");
+        assert_eq!(buffer.len(), copied, "{piece}");
+        let (mut buffer, mut answers) = (Vec::new(), Answers::default());
+        fs.read(ino, 3 << 20, 5000, &mut buffer, &mut answers).expect("the end");
+        assert_eq!(answers.0, [b""], "an empty answer is one");
+    }
 }

@@ -32,14 +32,20 @@ pub struct ServeOptions {
     /// Threads that take requests and answer those about metadata. One serves 140,000 requests a
     /// second; a second one keeps answers coming while the first is held up by a page fault.
     pub request_threads: usize,
-    /// Threads that read and inflate.
+    /// Threads that read and inflate, at least two.
     pub read_threads: usize,
+    /// Of these, those that may work ahead at a time.
+    pub ahead_threads: usize,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { request_threads: 2, read_threads: cores.clamp(2, 16) }
+        Self {
+            request_threads: 2,
+            read_threads: (2 * cores).clamp(4, 16),
+            ahead_threads: cores.clamp(1, 8),
+        }
     }
 }
 
@@ -150,7 +156,8 @@ pub fn adopt<S: FileSource>(
         .map_err(failed("sending INIT"))?;
 
     let metrics = Arc::<Metrics>::default();
-    let adapter = Adapter::new(filesystem, options.read_threads, Arc::clone(&metrics))
+    let ServeOptions { read_threads, ahead_threads, .. } = *options;
+    let adapter = Adapter::new(filesystem, read_threads, ahead_threads, Arc::clone(&metrics))
         .map_err(|source| AdoptError::Setup { step: "starting threads", source })?;
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use peel_fuse::{FileSource, ReadError};
+use peel_fuse::{FileSource, ReadError, Sink};
 use peel_index::{Algorithm, Layer, LayerBuilder, Piece, Slot, SpanSource, Tree, merge};
 
 /// What an entry of a layer is.
@@ -235,7 +235,8 @@ impl MemorySource {
             return Ok(bytes);
         }
         let stored = self.layers.get(&slot).ok_or(ReadError::NoLayer { layer: slot })?;
-        let damaged = |what: &str| ReadError::Damaged { layer: slot, source: what.into() };
+        let damaged =
+            |what: &str| ReadError::Damaged { layer: slot, again: false, source: what.into() };
         let span = stored.layer.span(index).ok_or(damaged("no such span"))?;
         let from = match span.source {
             SpanSource::Blob => &stored.blob,
@@ -246,7 +247,7 @@ impl MemorySource {
         let decoded = stored
             .layer
             .decode_span(index, compressed.ok_or(damaged("cut short"))?)
-            .map_err(|e| ReadError::Damaged { layer: slot, source: e.into() })?;
+            .map_err(|e| ReadError::Damaged { layer: slot, again: false, source: e.into() })?;
         let decoded = Arc::new(decoded);
         let mut last = self.last.lock().expect("no panic under the lock");
         *last = Some(((slot, index), Arc::clone(&decoded)));
@@ -269,12 +270,12 @@ impl FileSource for MemorySource {
         number: u32,
         offset: u64,
         len: u32,
-        out: &mut Vec<u8>,
+        sink: &mut dyn Sink,
     ) -> Result<(), ReadError> {
         let layer = self.layer(slot).ok_or(ReadError::NoLayer { layer: slot })?;
         for piece in layer.pieces(number, offset, len.into()) {
             match piece {
-                Piece::Zero { len } => out.resize(out.len() + len as usize, 0),
+                Piece::Zero { len } => sink.data(&vec![0; len as usize]),
                 Piece::Data { mut tar_offset, mut len } => {
                     while len > 0 {
                         let index = layer.span_at(tar_offset);
@@ -283,7 +284,7 @@ impl FileSource for MemorySource {
                         let bytes = self.span(slot, index)?;
                         let from = &bytes[(tar_offset - start) as usize..];
                         let take = from.len().min(len as usize);
-                        out.extend_from_slice(&from[..take]);
+                        sink.data(&from[..take]);
                         tar_offset += take as u64;
                         len -= take as u64;
                     }

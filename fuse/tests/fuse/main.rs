@@ -15,3 +15,4 @@ mod overlay;
 mod requests;
 mod sample;
 mod tap;
+mod waiting;

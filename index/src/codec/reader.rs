@@ -4,7 +4,7 @@ use ::zstd::bulk::Decompressor;
 
 use super::{
     CodecError, Span, SpanCoding,
-    inflate::{SLACK, WINDOW},
+    inflate::WINDOW,
     members::Members,
     span::{verify, zstd_failed},
 };
@@ -18,16 +18,33 @@ const OWN: usize = size_of::<SpanReader>();
 /// reads on does not decode anything twice.
 pub struct SpanReader {
     span: Span,
-    /// What is decoded, from the span's start.
+    /// Room for all of the span. What is past `filled` is of no meaning, as is all of it in a buffer
+    /// that was lent: nothing is cleared just to be overwritten.
     tar: Vec<u8>,
+    /// Bytes decoded, from the span's start.
+    filled: usize,
     rest: Rest,
 }
 
 /// What the bytes not yet decoded come from.
 enum Rest {
-    Deflate { members: Box<Members>, compressed: Vec<u8> },
-    Zstd { compressed: Vec<u8> },
-    Nothing,
+    Deflate {
+        members: Box<Members>,
+        compressed: Vec<u8>,
+    },
+    Zstd {
+        compressed: Vec<u8>,
+    },
+    /// Nothing is left to decode; the compressed bytes' buffer waits to be taken.
+    Nothing {
+        spent: Vec<u8>,
+    },
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self::Nothing { spent: Vec::new() }
+    }
 }
 
 impl SpanReader {
@@ -40,11 +57,11 @@ impl SpanReader {
     pub(crate) fn new(span: &Span, window: &[u8], compressed: Vec<u8>) -> Result<Self, CodecError> {
         verify(span, &compressed)?;
         let (origin, offset) = (span.source, span.offset);
-        let mut reader = Self { span: *span, tar: Vec::new(), rest: Rest::Nothing };
+        let mut reader = Self { span: *span, tar: Vec::new(), filled: 0, rest: Rest::default() };
         match span.coding {
             SpanCoding::Plain => {
+                reader.filled = compressed.len().min(reader.tar_len());
                 reader.tar = compressed;
-                reader.tar.truncate(reader.tar_len());
                 if !reader.is_complete() {
                     return Err(reader.short());
                 }
@@ -70,6 +87,14 @@ impl SpanReader {
         Ok(reader)
     }
 
+    /// Gives memory to decode to, instead of that which would be allocated: a buffer whose content is
+    /// of no use any more. To be called before anything is decoded.
+    pub fn lend(&mut self, buffer: Vec<u8>) {
+        if self.filled == 0 {
+            self.tar = buffer;
+        }
+    }
+
     /// Decodes on until at least the first `upto` bytes of the span's tar are there, or all of them
     /// where it has fewer. May decode more: zstd does a whole span at once.
     ///
@@ -79,41 +104,43 @@ impl SpanReader {
     /// it is called after that.
     pub fn advance(&mut self, upto: usize) -> Result<(), CodecError> {
         let upto = upto.min(self.tar_len());
-        let filled = self.tar.len();
-        if upto <= filled {
+        if upto <= self.filled {
             return Ok(());
+        }
+        if self.tar.capacity() < self.tar_len() {
+            // Fresh from the kernel in most cases, and so cleared without any work
+            self.tar = vec![0; self.tar_len()];
+        } else {
+            self.tar.resize(self.tar_len(), 0);
         }
         match &mut self.rest {
             Rest::Deflate { members, compressed } => {
-                let room = (upto + SLACK).min(self.span.tar_len as usize);
-                self.tar.reserve_exact(room - filled);
-                self.tar.resize(room, 0);
-                let decoded = members.decode(compressed, &mut self.tar, filled, upto);
-                self.tar.truncate(decoded);
+                self.filled = members.decode(compressed, &mut self.tar, self.filled, upto);
             }
             Rest::Zstd { compressed } => {
-                let mut tar = Vec::with_capacity(self.span.tar_len as usize);
                 // A single call: a frame's declared window needs no memory, for the output is the
                 // window
                 let mut zstd = Decompressor::new().map_err(zstd_failed)?;
-                if zstd.decompress_to_buffer(compressed, &mut tar).is_ok() {
-                    self.tar = tar;
-                }
+                let decoded = zstd.decompress_to_buffer(compressed, self.tar.as_mut_slice());
+                self.filled = decoded.unwrap_or(0);
             }
-            Rest::Nothing => {}
+            Rest::Nothing { .. } => {}
         }
-        if self.tar.len() < upto {
+        if self.filled < upto {
             return Err(self.short());
         }
         if self.is_complete() {
-            self.rest = Rest::Nothing;
+            let (Rest::Deflate { compressed, .. }
+            | Rest::Zstd { compressed }
+            | Rest::Nothing { spent: compressed }) = std::mem::take(&mut self.rest);
+            self.rest = Rest::Nothing { spent: compressed };
         }
         Ok(())
     }
 
     /// The tar bytes decoded so far, from the span's start.
     pub fn decoded(&self) -> &[u8] {
-        &self.tar
+        &self.tar[..self.filled]
     }
 
     /// Length of the whole span's tar in bytes.
@@ -121,10 +148,17 @@ impl SpanReader {
         self.span.tar_len as usize
     }
 
-    /// Whether all of the span is decoded. The compressed bytes and the decoder's state are gone
-    /// then.
+    /// Whether all of the span is decoded. The decoder's state is gone then.
     pub fn is_complete(&self) -> bool {
-        self.tar.len() == self.tar_len()
+        self.filled == self.tar_len()
+    }
+
+    /// The buffer of the compressed bytes, once, when nothing is left to decode from it.
+    pub fn take_spent(&mut self) -> Option<Vec<u8>> {
+        match &mut self.rest {
+            Rest::Nothing { spent } if spent.capacity() > 0 => Some(std::mem::take(spent)),
+            _ => None,
+        }
     }
 
     /// Bytes of memory that the reader holds: tar, compressed bytes and state.
@@ -132,14 +166,23 @@ impl SpanReader {
         let rest = match &self.rest {
             Rest::Deflate { members, compressed } => members.memory() + compressed.capacity(),
             Rest::Zstd { compressed } => compressed.capacity(),
-            Rest::Nothing => 0,
+            Rest::Nothing { spent } => spent.capacity(),
         };
         OWN + self.tar.capacity() + rest
     }
 
     /// The tar bytes decoded: the whole span's, once it is complete.
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.tar.truncate(self.filled);
         self.tar
+    }
+
+    /// The buffers of tar and of compressed bytes, to be used again; either may be empty.
+    pub fn into_buffers(self) -> (Vec<u8>, Vec<u8>) {
+        let (Rest::Deflate { compressed, .. }
+        | Rest::Zstd { compressed }
+        | Rest::Nothing { spent: compressed }) = self.rest;
+        (self.tar, compressed)
     }
 
     fn short(&self) -> CodecError {
@@ -147,7 +190,7 @@ impl SpanReader {
             origin: self.span.source,
             offset: self.span.offset,
             expected: self.span.tar_len,
-            found: self.tar.len(),
+            found: self.filled,
         }
     }
 }
@@ -156,7 +199,7 @@ impl std::fmt::Debug for SpanReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SpanReader")
             .field("span", &self.span)
-            .field("decoded", &self.tar.len())
+            .field("decoded", &self.filled)
             .finish_non_exhaustive()
     }
 }

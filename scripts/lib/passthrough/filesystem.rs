@@ -18,7 +18,7 @@ use fuser::{
 };
 use peel::layers::Layers;
 use peel_fuse::{
-    FileSource, Filesystem, ReadError,
+    FileSource, Filesystem, ReadError, Sink,
     fs::{FOREVER, Inode, Lookup},
     session::{READAHEAD_KIB, raise_readahead},
 };
@@ -100,9 +100,9 @@ impl FileSource for Source {
         number: u32,
         offset: u64,
         len: u32,
-        out: &mut Vec<u8>,
+        sink: &mut dyn Sink,
     ) -> Result<(), ReadError> {
-        self.layers().read(layer, number, offset, len, out)
+        self.layers().read(layer, number, offset, len, sink)
     }
 }
 
@@ -281,8 +281,8 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let mut out = Vec::with_capacity(len as usize);
-        match self.filesystem.read(ino.0, offset, len, &mut out) {
+        let (mut buffer, mut out) = (Vec::new(), Vec::with_capacity(len as usize));
+        match self.filesystem.read(ino.0, offset, len, &mut buffer, &mut out) {
             Ok(()) => reply.data(&out),
             Err(error) => reply.error(errno(error)),
         }

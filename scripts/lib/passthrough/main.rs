@@ -138,10 +138,11 @@ impl Image {
         let write = |inode: &peel_fuse::fs::Inode, path: &Path| -> Result<()> {
             fs::create_dir_all(path.parent().ok_or("a path without a directory")?)?;
             let mut file = File::create(path)?;
-            let mut chunk = Vec::new();
+            let (mut buffer, mut chunk) = (Vec::new(), Vec::new());
             for offset in (0..inode.attr.size).step_by(CHUNK as usize) {
+                buffer.clear();
                 chunk.clear();
-                filesystem.read(inode.ino, offset, CHUNK, &mut chunk)?;
+                filesystem.read(inode.ino, offset, CHUNK, &mut buffer, &mut chunk)?;
                 file.write_all(&chunk)?;
             }
             Ok(file.sync_all()?)

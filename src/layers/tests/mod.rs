@@ -1,5 +1,7 @@
 //! The store of indexes and trees, over real files.
 
+mod reading;
+
 use std::fs;
 
 use peel_fuse::FileSource as _;
@@ -21,7 +23,11 @@ impl Fixture {
     }
 
     fn open(&self) -> Result<Layers, LayersError> {
-        Layers::open(self.root.path(), Arc::clone(&self.content), 1 << 20)
+        self.open_with(1 << 20)
+    }
+
+    fn open_with(&self, cache_bytes: u64) -> Result<Layers, LayersError> {
+        Layers::open(self.root.path(), Arc::clone(&self.content), cache_bytes)
     }
 
     /// Stores a layer with one file and installs its index.
@@ -31,14 +37,19 @@ impl Fixture {
         header.set_size(body.len() as u64);
         header.set_mode(0o644);
         tar.append_data(&mut header, name, body).expect("append");
-        let blob = tar.into_inner().expect("finish");
+        self.store(layers, &tar.into_inner().expect("finish"), slot)
+    }
+
+    /// Stores a layer's blob and installs its index.
+    fn store(&self, layers: &Layers, blob: &[u8], slot: u32) -> Digest {
         let mut ingest = self.content.begin("layer", Expected::default()).expect("ingest");
-        ingest.write(&blob).expect("write");
+        ingest.write(blob).expect("write");
         ingest.commit().expect("commit");
         let mut builder = LayerBuilder::new(Algorithm::Sha256);
-        builder.push(&blob).expect("push");
+        builder.push(blob).expect("push");
         let built = builder.finish().expect("a layer");
-        let copy = layers.new_copy().expect("copy");
+        let mut copy = layers.new_copy().expect("copy");
+        copy.append(&built.copy_rest).expect("append");
         layers.install_layer(&built, copy, self::slot(slot)).expect("installed");
         built.diff_id
     }
