@@ -2,32 +2,18 @@
 
 mod support;
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{fs, path::Path, thread, time::Duration};
 
 use peel_index::Digest;
+use rustix::process::Signal;
 use serde_json::json;
 use support::{
     Peel, can_mount, eventually,
-    image::{Layer, Layout, noise},
-    output, run, walk,
+    image::noise,
+    kill_process,
+    load::{drop_caches, image, under_load},
+    run, walk,
 };
-
-fn image(peel: &Peel) -> String {
-    let mut layout = Layout::new(peel.path("layout"));
-    let mut layer = Layer::new();
-    for n in 0..300 {
-        layer = layer.file(&format!("d{}/f{n}", n % 20), 0o644, noise(n, 40_000));
-    }
-    layout.image("v1", vec![layer.file("big", 0o644, noise(99, 8 << 20))], json!({}));
-    layout.reference("v1")
-}
 
 /// A digest over names and contents.
 fn digest(dir: &Path) -> Result<Digest, std::io::Error> {
@@ -43,10 +29,6 @@ fn digest(dir: &Path) -> Result<Digest, std::io::Error> {
     Ok(hasher.finish())
 }
 
-fn drop_caches() {
-    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");
-}
-
 #[test]
 fn a_killed_worker_is_a_pause_and_not_an_error() {
     if !can_mount() {
@@ -59,32 +41,12 @@ fn a_killed_worker_is_a_pause_and_not_an_error() {
     let expected = digest(&peel.path("m")).expect("read");
     let keeper = peel.json(["status", "--json"])["keeper"]["pid"].clone();
 
-    let done = AtomicBool::new(false);
-    let rounds = AtomicU64::new(0);
-    thread::scope(|scope| {
-        for mount in ["m", "rw"] {
-            let (peel, done, rounds) = (&peel, &done, &rounds);
-            scope.spawn(move || {
-                while !done.load(Ordering::SeqCst) {
-                    // As a user would: other programs, with caches dropped under them
-                    let found = output(Command::new("find").arg(peel.path(mount)).arg("-ls"));
-                    assert!(found.status.success() && found.stderr.is_empty(), "{found:?}");
-                    let cat = "cat big d*/f* | sha256sum";
-                    let read =
-                        run(Command::new("sh").args(["-c", cat]).current_dir(peel.path(mount)));
-                    assert_eq!(read.stderr, "", "no reader sees an error");
-                    assert_eq!(read.code, Some(0));
-                    drop_caches();
-                    rounds.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-        }
+    under_load(&peel, &["m", "rw"], |rounds| {
         for kill in 1..=5_u64 {
             thread::sleep(Duration::from_millis(150));
             let worker = peel.json(["status", "--json"])["worker"]["pid"].as_i64().expect("pid");
-            let pid = rustix::process::Pid::from_raw(worker.try_into().expect("pid")).expect("pid");
             drop_caches();
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+            kill_process(worker, Signal::KILL);
             eventually("another worker answers", || {
                 let status = peel.peel(["status", "--json"]);
                 let text: serde_json::Value =
@@ -92,9 +54,7 @@ fn a_killed_worker_is_a_pause_and_not_an_error() {
                 text["restarts"].as_u64() >= Some(kill) && text["worker"]["pid"] != json!(worker)
             });
         }
-        let before = rounds.load(Ordering::SeqCst);
-        eventually("reading goes on", || rounds.load(Ordering::SeqCst) >= before + 2);
-        done.store(true, Ordering::SeqCst);
+        rounds.go_on();
     });
     drop_caches();
     assert_eq!(digest(&peel.path("m")).expect("read"), expected);
@@ -211,7 +171,7 @@ fn the_span_cache_is_as_large_as_was_said_also_in_the_next_worker() {
         let status = peel.json(["status", "--json"]);
         let worker = status["worker"]["pid"].as_i64().expect("pid");
         let pid = rustix::process::Pid::from_raw(worker.try_into().expect("pid")).expect("pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+        rustix::process::kill_process(pid, Signal::KILL).expect("kill");
         eventually("another worker answers", || {
             let status = peel.peel(["status", "--json"]);
             let text: serde_json::Value = serde_json::from_str(&status.stdout).unwrap_or_default();

@@ -3,7 +3,7 @@
 use peel_index::Slot;
 use tracing::Level;
 
-use crate::{metrics::Fault, source::ReadError};
+use crate::{flight::Culprit, metrics::Fault, source::ReadError};
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,12 @@ pub enum Error {
         #[source]
         source: ReadError,
     },
+    /// Two workers in a row died of this, and the next one does not try.
+    #[error("refused, as two workers died of it: {culprit}")]
+    Barred {
+        /// What they died of.
+        culprit: Culprit,
+    },
     /// A bug; the request is answered all the same.
     #[error("panic while answering")]
     Panic,
@@ -106,6 +112,8 @@ impl Error {
                 // One line a damaged place is enough: a reader tries again page by page
                 ReadError::Damaged { again: true, .. } => (libc::EIO, Level::DEBUG),
             },
+            // The keeper has said so once, as an error
+            Self::Barred { .. } => (libc::EIO, Level::WARN),
             Self::Panic => (libc::EIO, Level::ERROR),
         }
     }
@@ -129,6 +137,7 @@ impl Error {
                 ReadError::Io { .. } => Fault::Unreadable,
                 ReadError::Damaged { .. } => Fault::Damaged,
             }),
+            Self::Barred { .. } => Some(Fault::Barred),
             Self::Panic => Some(Fault::Panic),
         }
     }

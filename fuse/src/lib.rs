@@ -10,6 +10,8 @@
 //! * [`fs`]: the operations as plain functions that return a result; tested without FUSE.
 //! * [`error`]: one table from error to errno.
 //! * [`source`]: what the filesystem serves from, implemented by peel's `layers`.
+//! * [`flight`]: what is being worked on, in memory that outlives the worker: no request kills two
+//!   workers and a third.
 //! * [`metrics`]: what is asked, how fast it is answered, and what goes wrong.
 //! * [`session`]: mounting, INIT, and adoption by one worker after the other.
 //!
@@ -23,6 +25,7 @@ extern crate self as peel_fuse;
 
 mod adapter;
 pub mod error;
+pub mod flight;
 pub mod fs;
 pub mod metrics;
 mod pool;

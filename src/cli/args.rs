@@ -304,6 +304,9 @@ pub(super) struct DaemonArgs {
     /// Started by a command: log to the file alone, and leave the caller's mount namespace
     #[arg(long, hide = true)]
     pub background: bool,
+    /// Kill a worker that answers nothing for so long while it is asked; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub watchdog: u64,
 }
 
 /// Subcommands of `peel daemon`.
@@ -315,32 +318,27 @@ pub(super) enum DaemonCommand {
         #[arg(short, long)]
         force: bool,
     },
+    /// Put the program as it is installed now in the place of the one that runs; nobody who reads
+    /// notices
+    Reload,
     /// The worker process; the keeper starts it
     #[command(hide = true)]
-    Worker(WorkerArgs),
+    Worker(RoleArgs),
+    /// The next keeper; its predecessor or the worker starts it
+    #[command(hide = true)]
+    Keeper(RoleArgs),
 }
 
-/// What the keeper tells its worker.
+/// What a process of the daemon's is told by the one that starts it; the rest comes over its
+/// standard input.
 #[derive(Debug, Args)]
-pub(super) struct WorkerArgs {
-    /// Descriptor of the FUSE connection
+pub(super) struct RoleArgs {
+    /// Log to the file alone
     #[arg(long)]
-    pub fuse_fd: i32,
-    /// Descriptor of the listening socket
-    #[arg(long)]
-    pub listen_fd: i32,
-    /// What the kernel and the keeper agreed on
-    #[arg(long)]
-    pub handshake: String,
-    /// Times a worker was started before
-    #[arg(long)]
-    pub restarts: u64,
+    pub background: bool,
     /// Bound of the span cache in bytes
     #[arg(long)]
     pub span_cache: u64,
-    /// Log to standard error as well
-    #[arg(long)]
-    pub log_stderr: bool,
 }
 
 /// Bytes, from a number with or without a binary unit: `65536`, `64K`, `64MiB`, `1G`.

@@ -51,10 +51,14 @@ pub(super) async fn create(context: &Context, args: BundleArgs) -> Result<(), Fa
     refuse_mount_point(&bundle)?;
     let mut client = context.connect().await?;
     ensure(&mut client, &request).await?;
-    let snapshot = make(&mut client, request, &bundle).await?;
+    let (snapshot, left) = make(&mut client, request, &bundle).await?;
     let bundle = bundle.display();
+    let made = match left {
+        Left::Nothing => "made bundle",
+        Left::Bundle => "mounted again bundle",
+    };
     note(format_args!(
-        "made bundle {bundle}, snapshot {snapshot}; start it with: runc run -b {bundle} ID"
+        "{made} {bundle}, snapshot {snapshot}; start it with: runc run -b {bundle} ID"
     ));
     Ok(())
 }
@@ -63,10 +67,14 @@ async fn ensure(client: &mut Client, request: &Request) -> Result<(), Failure> {
     images::ensure(client, &request.reference, request.process.platform.clone()).await
 }
 
-/// Makes a bundle of an image that is here; a failure leaves nothing of it.
-async fn make(client: &mut Client, request: Request, bundle: &Path) -> Result<String, Failure> {
+/// Makes a bundle of an image that is here, and names its snapshot; a failure leaves nothing of it.
+async fn make(
+    client: &mut Client,
+    request: Request,
+    bundle: &Path,
+) -> Result<(String, Left), Failure> {
     let dir = MadeDir::at(bundle)?;
-    refuse_filled(dir.path())?;
+    let left = refuse_filled(dir.path())?;
     let rootfs = MadeDir::at(&dir.path().join("rootfs"))?;
     let prepare = api::PrepareMountRequest {
         reference: request.reference.clone(),
@@ -82,27 +90,48 @@ async fn make(client: &mut Client, request: Request, bundle: &Path) -> Result<St
     };
     let mounted = Mounted::make(client, prepare, rootfs.path()).await?;
     let config = dir.path().join("config.json");
-    match finish(client, &mounted, request, &config).await {
+    let finished = match left {
+        Left::Nothing => finish(client, &mounted, request, &config).await,
+        // What the user may have made of it is worth more than what would be written now
+        Left::Bundle => mounted.confirm(client).await,
+    };
+    match finished {
         Ok(()) => {
             rootfs.keep();
             dir.keep();
-            Ok(mounted.snapshot)
+            Ok((mounted.snapshot, left))
         }
         Err(failure) => {
             // The first failure is the one to tell
-            let _ = fs::remove_file(&config);
+            if left == Left::Nothing {
+                let _ = fs::remove_file(&config);
+            }
             let _ = mounted.undo(client, rootfs.path()).await;
             Err(failure)
         }
     }
 }
 
-fn refuse_filled(dir: &Path) -> Result<(), Failure> {
+/// What is in a directory that is to become a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// A bundle whose mount is gone, as after a reboot: a config and an empty rootfs.
+    Bundle,
+}
+
+fn refuse_filled(dir: &Path) -> Result<Left, Failure> {
     let failed = |e: io::Error| Failure::io(&e, format!("cannot read {}: {e}", dir.display()));
-    match fs::read_dir(dir).map_err(failed)?.next() {
-        None => Ok(()),
-        Some(entry) => {
-            let found = entry.map_err(failed)?.file_name();
+    let names = fs::read_dir(dir).map_err(failed)?.map(|entry| Ok(entry?.file_name()));
+    let mut names = names.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    names.sort();
+    let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    if names == ["config.json", "rootfs"] && is_empty(&dir.join("rootfs")) {
+        return Ok(Left::Bundle);
+    }
+    match names.first() {
+        None => Ok(Left::Nothing),
+        Some(found) => {
             let message = format!(
                 "{} cannot become a bundle: expected an empty directory, found {}",
                 dir.display(),
@@ -318,8 +347,12 @@ mod tests {
     #[test]
     fn a_filled_directory_is_refused() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        refuse_filled(dir.path()).expect("empty");
-        fs::write(dir.path().join("x"), "").expect("write");
+        assert_eq!(refuse_filled(dir.path()), Ok(Left::Nothing));
+        fs::write(dir.path().join("config.json"), "").expect("write");
+        assert_eq!(refuse_filled(dir.path()).expect_err("filled").class, Class::Conflict);
+        fs::create_dir(dir.path().join("rootfs")).expect("directory");
+        assert_eq!(refuse_filled(dir.path()), Ok(Left::Bundle));
+        fs::write(dir.path().join("rootfs/x"), "").expect("write");
         assert_eq!(refuse_filled(dir.path()).expect_err("filled").class, Class::Conflict);
     }
 

@@ -1,5 +1,7 @@
 //! `pull`, `images`, `rm`, `inspect`.
 
+use std::time::{Duration, Instant};
+
 use indicatif::HumanBytes;
 use serde_json::json;
 
@@ -15,6 +17,11 @@ use crate::{
     failure::{Class, Failure},
     oci::Reference,
 };
+
+/// How long a pull is begun again after its connection first broke: some restarts and reloads.
+const BROKEN_LIMIT: Duration = Duration::from_secs(60);
+/// Pause before that: the next worker needs a moment.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// The reference in its canonical form, a directory made absolute: the daemon lives elsewhere.
 pub(super) fn canonical(reference: &str) -> Result<String, Failure> {
@@ -41,21 +48,42 @@ pub(super) async fn pull_image(
     platform: String,
     quiet: bool,
 ) -> Result<api::Image, Failure> {
-    let request = api::PullRequest { reference, platform };
-    let mut events = client.pull(request).await?.into_inner();
     let mut progress = Progress::new(quiet);
+    let mut broken: Option<Instant> = None;
+    loop {
+        let request = api::PullRequest { reference: reference.clone(), platform: platform.clone() };
+        let status = match pull_once(client, request, &mut progress).await {
+            Ok(pulled) => return pulled.ok_or_else(|| incomplete("the image")),
+            Err(status) => status,
+        };
+        // A worker that died or made room for another: what is here already is not pulled again
+        let since = *broken.get_or_insert_with(Instant::now);
+        if !api::is_lost(&status) || since.elapsed() > BROKEN_LIMIT {
+            return Err(status.into());
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// One attempt; the image, unless the daemon said nothing of it.
+async fn pull_once(
+    client: &mut Client,
+    request: api::PullRequest,
+    progress: &mut Progress,
+) -> Result<Option<api::Image>, tonic::Status> {
+    let mut events = client.pull(request).await?.into_inner();
     while let Some(event) = events.message().await? {
         match event.event {
             Some(Event::Resolved(resolved)) => progress.resolved(&resolved),
             Some(Event::Layer(layer)) => progress.layer(&layer),
             Some(Event::Done(image)) => {
                 progress.done(&image.name, image.size);
-                return Ok(image);
+                return Ok(Some(image));
             }
             None => {}
         }
     }
-    Err(incomplete("the image"))
+    Ok(None)
 }
 
 /// The image as it is here; pulled first where it is not.

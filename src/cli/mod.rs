@@ -48,6 +48,17 @@ impl Context {
         Ok(Self { paths, start: StartOptions { log_level: global.log_level } })
     }
 
+    /// How a process of the daemon runs.
+    fn process(self, background: bool, span_cache: u64, watchdog: u64) -> daemon::keeper::Options {
+        daemon::keeper::Options {
+            paths: self.paths,
+            log_level: self.start.log_level,
+            span_cache,
+            background,
+            patience: std::time::Duration::from_secs(watchdog),
+        }
+    }
+
     async fn connect(&self) -> Result<Client, Failure> {
         client::connect_or_start(&self.paths, &self.start).await
     }
@@ -58,23 +69,18 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         // The keeper and the worker decide themselves what runtime they want
         Command::Daemon(args) => match args.command {
-            None => daemon::keeper::run(&daemon::keeper::Options {
-                paths: context.paths,
-                log_level: context.start.log_level,
-                span_cache: args.span_cache.unwrap_or(SPAN_CACHE_BYTES),
-                background: args.background,
-            }),
-            Some(DaemonCommand::Worker(worker)) => {
-                Ok(daemon::worker::run(daemon::worker::Options {
-                    paths: context.paths,
-                    log_level: context.start.log_level,
-                    log_stderr: worker.log_stderr,
-                    fuse_fd: worker.fuse_fd,
-                    listen_fd: worker.listen_fd,
-                    handshake: worker.handshake,
-                    restarts: worker.restarts,
-                    span_cache: worker.span_cache,
-                }))
+            None => {
+                let span_cache = args.span_cache.unwrap_or(SPAN_CACHE_BYTES);
+                daemon::keeper::run(&context.process(args.background, span_cache, args.watchdog))
+            }
+            Some(DaemonCommand::Worker(role)) => {
+                Ok(daemon::worker::run(context.process(role.background, role.span_cache, 0)))
+            }
+            Some(DaemonCommand::Keeper(role)) => {
+                daemon::keeper::resume(&context.process(role.background, role.span_cache, 0))
+            }
+            Some(DaemonCommand::Reload) => {
+                block_on(service::reload(&context)).map(|()| ExitCode::SUCCESS)
             }
             Some(DaemonCommand::Stop { force }) => {
                 block_on(service::stop(&context, force)).map(|()| ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Context,
@@ -21,6 +21,8 @@ use crate::{
 
 /// A stop waits for unmounts and for the metadata to be written.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// A reload waits for calls under way, and for the metadata to be written and read.
+const RELOAD_LIMIT: Duration = Duration::from_secs(60);
 /// A worker that is well unmounts hundreds of mounts in less.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// A worker that is well answers in milliseconds; one that is being restarted, in less than this.
@@ -51,11 +53,44 @@ pub(super) async fn stop(context: &Context, force: bool) -> Result<(), Failure> 
 
 /// Tells the keeper, where the worker cannot: it ends without unmounting what is mounted.
 fn end_keeper(paths: &Paths) -> Result<(), Failure> {
-    let pid = client::keeper_status(paths).and_then(|keeper| keeper["pid"].as_i64());
-    let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?));
-    let Some(pid) = pid else { return Err(client::no_answer(paths)) };
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-        .map_err(|e| Failure::new(Class::Other, format!("cannot end the keeper: {e}")))
+    let answer = client::ask_keeper(paths, "end", ANSWER_LIMIT);
+    answer.map(drop).ok_or_else(|| client::no_answer(paths))
+}
+
+/// Puts the program as it is installed now in the place of the daemon that runs.
+pub(super) async fn reload(context: &Context) -> Result<(), Failure> {
+    let paths = &context.paths;
+    let none =
+        || Failure::new(Class::NotFound, format!("no daemon runs on {}", paths.socket().display()));
+    let before = client::keeper_status(paths).ok_or_else(none)?;
+    let refused = |why: &Value| {
+        let why = why.as_str().unwrap_or("the keeper is of another version").to_owned();
+        Failure::new(Class::Conflict, format!("cannot reload: {why}"))
+    };
+    let asked = client::ask_keeper(paths, "reload", ANSWER_LIMIT);
+    let asked = asked.ok_or_else(|| client::no_answer(paths))?;
+    if asked["version"].is_null() {
+        return Err(refused(&asked["error"]));
+    }
+    let deadline = tokio::time::Instant::now() + RELOAD_LIMIT;
+    loop {
+        // Out of reach for a moment, where the next keeper has just begun
+        let now = client::keeper_status(paths).unwrap_or_default();
+        if now["reload_error"].is_string() {
+            return Err(refused(&now["reload_error"]));
+        }
+        if now["reloads"].as_u64() > before["reloads"].as_u64() && now["state"] == "running" {
+            break;
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(client::no_answer(paths));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut client = client::connect(paths).await?.ok_or_else(none)?;
+    client::again(async || client.status(api::StatusRequest {}).await).await?;
+    note(format_args!("reloaded: peel {}", asked["version"].as_str().unwrap_or_default()));
+    Ok(())
 }
 
 pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure> {
@@ -75,30 +110,34 @@ pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure>
         Ok(Ok(status)) => status.into_inner(),
         Ok(Err(error)) if !api::is_lost(&error) => return Err(error.into()),
         Ok(Err(_)) | Err(_) => {
+            let keeper = client::keeper_status(&context.paths).unwrap_or_default();
             if json {
-                let keeper = client::keeper_status(&context.paths).unwrap_or_default();
                 output::json(&json!({
                     "running": false,
-                    "keeper": { "pid": keeper["pid"], "state": keeper["state"] },
+                    "keeper": keeper,
                     "worker": { "pid": keeper["worker"] },
                     "restarts": keeper["restarts"],
                     "socket": context.paths.socket().to_string_lossy(),
                     "log": context.paths.log().to_string_lossy(),
                 }))?;
+            } else if keeper.is_object() {
+                print(&survival(&keeper))?;
             }
             return Err(client::no_answer(&context.paths));
         }
     };
+    let keeper = client::keeper_status(&context.paths).unwrap_or_default();
     let root = bytes_path(&status.root).to_string_lossy();
     let state = bytes_path(&status.state).to_string_lossy();
     if json {
         return output::json(&json!({
             "running": true,
             "version": status.version,
-            "keeper": { "pid": status.keeper_pid },
+            "keeper": keeper,
             "worker": { "pid": status.worker_pid, "started_at_ns": status.worker_started_at_ns },
             "restarts": status.restarts,
             "mounts": status.mounts,
+            "unserved": status.unserved,
             "images": status.images,
             "snapshots": status.snapshots,
             "root": root,
@@ -108,7 +147,7 @@ pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure>
         }));
     }
     print(&format!(
-        "version    {}\nkeeper     pid {}\nworker     pid {}, started {}, {} restarts\n\
+        "version    {}\nkeeper     pid {}\nworker     pid {}, started {}, {} restarts\n{}\
          mounts     {}\nimages     {}\nsnapshots  {}\nroot       {root}\nstate      {state}\n\
          socket     {}\nlog        {}\n",
         status.version,
@@ -116,12 +155,55 @@ pub(super) async fn status(context: &Context, json: bool) -> Result<(), Failure>
         status.worker_pid,
         age(status.worker_started_at_ns),
         status.restarts,
+        survival(&keeper)
+            + &status
+                .unserved
+                .iter()
+                .map(|m| format!("{:10} {m}\n", "unserved"))
+                .collect::<String>(),
         status.mounts,
         status.images,
         status.snapshots,
         context.paths.socket().display(),
         context.paths.log().display(),
     ))
+}
+
+/// What the keeper says beyond the usual: lines only where there is something to tell.
+fn survival(keeper: &Value) -> String {
+    let mut lines = String::new();
+    let mut line = |name: &str, text: String| lines.push_str(&format!("{name:10} {text}\n"));
+    match keeper["state"].as_str() {
+        Some("running") | None => {}
+        Some("backing off") => {
+            let pause = keeper["next_start_ms"].as_u64().unwrap_or_default() as f64 / 1000.0;
+            let deaths = &keeper["quick_deaths"];
+            line(
+                "state",
+                format!("backing off: {deaths} quick deaths, next start in {pause:.1} s"),
+            );
+        }
+        Some(state) => line("state", state.to_owned()),
+    }
+    if let Some(reason) = keeper["last_exit"]["reason"].as_str() {
+        let at = keeper["last_exit"]["at_ns"].as_i64().unwrap_or_default();
+        line("last exit", format!("{}: {reason}", age(at)));
+    }
+    let counts = [("reloads", "reloads"), ("keepers", "keepers replaced")];
+    for (key, what) in counts {
+        match keeper[key].as_u64() {
+            None | Some(0) => {}
+            Some(count) => line("survived", format!("{count} {what}")),
+        }
+    }
+    if let Some(cleaned @ 1..) = keeper["cleaned"].as_u64() {
+        line("cleaned", format!("{cleaned} mounts of a daemon that had died as a whole"));
+    }
+    for barred in keeper["barred"].as_array().into_iter().flatten() {
+        let request = barred.as_str().unwrap_or_default();
+        line("refused", format!("{request}: two workers died of it"));
+    }
+    lines
 }
 
 pub(super) async fn logs(context: &Context, follow: bool, lines: usize) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use start::START_LIMIT;
-pub use start::{keeper_runs, keeper_status};
+pub use start::{ask_keeper, keeper_runs, keeper_status};
 
 use crate::{
     api::{StatusRequest, StatusResponse, is_lost, peel_client::PeelClient},

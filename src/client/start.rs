@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Seek as _, SeekFrom},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::{fs::DirBuilderExt as _, net::UnixStream as StdUnixStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -36,8 +36,15 @@ pub fn keeper_runs(paths: &Paths) -> bool {
 
 /// What the keeper says of itself, as JSON; `None` where none answers.
 pub fn keeper_status(paths: &Paths) -> Option<serde_json::Value> {
+    ask_keeper(paths, "status", Duration::from_secs(2))
+}
+
+/// Asks the keeper for something, by one word; `None` where it does not answer in time.
+pub fn ask_keeper(paths: &Paths, word: &str, limit: Duration) -> Option<serde_json::Value> {
     let mut socket = StdUnixStream::connect(paths.keeper_socket()).ok()?;
-    socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    socket.set_read_timeout(Some(limit)).ok()?;
+    // In one piece: the keeper answers the first it gets, and closes
+    socket.write_all(format!("{word}\n").as_bytes()).ok()?;
     let mut text = String::new();
     socket.read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
@@ -106,6 +113,10 @@ fn spawn(paths: &Paths, options: &StartOptions, log: File) -> Result<Child, Fail
         command.arg("--socket").arg(socket);
     }
     command.args(["--log-level", &options.log_level, "daemon", "--background"]);
+    // Of the service that runs this command, which is not the daemon's
+    for name in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+        command.env_remove(name);
+    }
     command
         .current_dir("/")
         .stdin(Stdio::null())

@@ -10,6 +10,7 @@ use crate::{
     bundle::{self, BundleError, BundleImage, BundleOptions, Network},
     failure::{Class, Failure, chain},
     image::PullEvent,
+    layers::LayersError,
     metadata::{ImageRecord, RootfsKind},
     oci::ImageConfig,
 };
@@ -111,6 +112,15 @@ pub(super) fn snapshots(engine: &Engine) -> Result<Vec<api::Snapshot>, Failure> 
     snapshots.collect()
 }
 
+/// What is there, and what is wrong with it: a damaged file is built anew at the next mount, and is
+/// no reason to know nothing of its image.
+fn found<T>(opened: Result<Option<T>, LayersError>) -> (Option<T>, Option<String>) {
+    match opened {
+        Ok(found) => (found, None),
+        Err(error) => (None, Some(chain(&error))),
+    }
+}
+
 /// Everything known of an image.
 pub(super) fn inspect(engine: &Engine, image: &ImageRecord) -> Result<Value, Failure> {
     let document = |digest| -> Result<Value, Failure> {
@@ -119,8 +129,8 @@ pub(super) fn inspect(engine: &Engine, image: &ImageRecord) -> Result<Value, Fai
             .map_err(|e| Failure::new(Class::BadData, format!("{digest} is no JSON: {e}")))
     };
     let layers = image.layers.iter().map(|layer| {
-        let index = engine.layers.layer_by_diff_id(&layer.diff_id)?;
-        Ok(json!({
+        let (index, damage) = found(engine.layers.layer_by_diff_id(&layer.diff_id));
+        json!({
             "digest": layer.digest.to_string(),
             "media_type": layer.media_type,
             "size": layer.size,
@@ -132,18 +142,20 @@ pub(super) fn inspect(engine: &Engine, image: &ImageRecord) -> Result<Value, Fai
                 "spans": index.span_count(),
                 "copy_size": index.copy_len(),
             })),
-        }))
+            "damage": damage,
+        })
     });
-    let tree = engine.layers.tree_by_chain_id(image.chain_id)?;
+    let (tree, damage) = found(engine.layers.tree_by_chain_id(image.chain_id));
     Ok(json!({
         "name": image.name,
         "digest": image.target.digest.to_string(),
         "platform": image.platform,
         "chain_id": image.chain_id.map(|id| id.to_string()),
         "tree_slot": tree.map(|tree| tree.slot().number()),
+        "damage": damage,
         "created_at_ns": image.created_at_ns,
         "updated_at_ns": image.updated_at_ns,
-        "layers": layers.collect::<Result<Vec<Value>, Failure>>()?,
+        "layers": layers.collect::<Vec<Value>>(),
         "manifest": { "digest": image.manifest.to_string(), "content": document(&image.manifest)? },
         "config": { "digest": image.config.to_string(), "content": document(&image.config)? },
     }))

@@ -138,8 +138,17 @@ impl Engine {
             garbage: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         };
-        engine.live_mounts()?;
-        engine.collect_garbage()?;
+        // Neither is worth not serving for: both are done again later
+        let clean_up = || {
+            let mounts = engine.live_mounts()?;
+            for mount in engine.unserved(&mounts) {
+                tracing::error!("cannot serve {mount}");
+            }
+            engine.collect_garbage()
+        };
+        if let Err(error) = clean_up() {
+            tracing::error!(%error, "cannot clean up");
+        }
         Ok(Arc::new(engine))
     }
 

@@ -3,13 +3,17 @@
 //! ```text
 //! keeper   opens /dev/fuse, mounts <state>/lower, answers INIT once, holds the FUSE descriptor and
 //!          the listening socket, starts the worker again whenever it dies
-//! worker   adopts the FUSE descriptor, serves files, owns the metadata, answers gRPC
+//! worker   adopts the FUSE descriptor, serves files, owns the metadata, answers gRPC; starts
+//!          another keeper where that dies
 //! ```
+//! SURVIVAL.md beside this file says what happens when which of them ends.
+//!
 //! Architecture invariant: nothing of a mount's state lives in the memory of either process. Inode
 //! numbers explain themselves, so a worker can answer what its predecessor was asked.
 //!
-//! The worker's exit code is all it tells the keeper: 0 means that it was asked to stop, codes from
-//! `FATAL` on that another start would end the same way, anything else that it died.
+//! The worker's exit code tells the keeper why it ended: 0 means that it was asked to stop the
+//! daemon, `AGAIN` that it makes room for another worker, codes from `FATAL` on that another start
+//! would end the same way, anything else that it died.
 
 pub mod keeper;
 pub mod worker;
@@ -17,8 +21,12 @@ pub mod worker;
 mod clients;
 mod convert;
 mod engine;
+mod estate;
+mod heir;
 mod listen;
+mod live;
 mod mounts;
+mod notify;
 mod service;
 mod slots;
 mod stats;
@@ -29,6 +37,9 @@ use crate::failure::{Class, Failure};
 
 /// Exit codes of a worker that cannot start: this plus the exit code of the failure's class.
 const FATAL: u8 = 64;
+
+/// Exit code of a worker that makes room for another; `EX_TEMPFAIL` of sysexits.h.
+const AGAIN: u8 = 75;
 
 fn fatal(failure: &Failure) -> ExitCode {
     // The command that started the daemon looks for these lines in the log

@@ -10,8 +10,8 @@
 //! given [`PENDING_LIMIT`] first, where its client is not known to have ended.
 
 use std::{
-    ffi::{OsStr, OsString},
-    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,12 +19,11 @@ use std::{
 use peel_index::{Slot, Tree};
 use rustix::process::Pid;
 
-use super::engine::Engine;
+use super::{engine::Engine, live::Live};
 use crate::{
     api::{self, mount_spec::Spec},
-    failure::{Class, Failure},
+    failure::{Class, Failure, chain},
     metadata::{IdKind, MountRecord, MountState, RootfsKind, SnapshotRecord, now_ns},
-    mountinfo::{self, MountEntry},
     snapshot::RootAttributes,
 };
 
@@ -293,8 +292,10 @@ impl Engine {
         let mut mounts = Vec::new();
         for record in records {
             let seen = live.sees(&record);
-            // A bundle keeps its record: `bundle rm` has to find it after a reboot as well
-            if self.holds(&record, &live) || record.bundle_dir.is_some() {
+            // A bundle keeps its record: `bundle rm` has to find it after a reboot as well. Those of
+            // `peel run` are in the state directory, which a reboot empties
+            let bundle = record.bundle_dir.as_ref().is_some_and(|dir| dir.exists());
+            if self.holds(&record, &live) || bundle {
                 mounts.push((record, seen));
             } else {
                 tracing::info!(target = %record.target.display(), "mount is gone; forgotten");
@@ -302,6 +303,20 @@ impl Engine {
             }
         }
         Ok(mounts)
+    }
+
+    /// Mounts that cannot be served, each with the reason: their tree is damaged or gone.
+    pub(super) fn unserved(&self, mounts: &[(MountRecord, bool)]) -> Vec<String> {
+        let live = mounts.iter().filter(|(_, live)| *live);
+        let unserved = live.filter_map(|(record, _)| {
+            let why = match self.layers.tree_by_chain_id(record.chain_id) {
+                Ok(Some(tree)) if tree.slot().number() == record.tree_slot => return None,
+                Ok(_) => "its tree is gone".to_owned(),
+                Err(error) => chain(&error),
+            };
+            Some(format!("{} on {}: {why}", record.image, record.target.display()))
+        });
+        unserved.collect()
     }
 
     /// Whether a record stands for a mount that is there, or is just being made.
@@ -380,39 +395,6 @@ fn snapshot_name(request: &api::PrepareMountRequest, target: &Path) -> Result<St
     Err(Failure::new(Class::Usage, message))
 }
 
-/// What all processes see mounted at one moment.
-struct Live(Vec<(u64, MountEntry)>);
-
-impl Live {
-    fn scan() -> Self {
-        Self(mountinfo::all_namespaces())
-    }
-
-    /// A mount of ours on the recorded target. Its own namespace may be gone with the process that
-    /// mounted, while a copy lives on in another.
-    fn sees(&self, record: &MountRecord) -> bool {
-        self.0.iter().any(|(_, m)| {
-            m.target == record.target
-                && match record.snapshot {
-                    None => {
-                        m.fs_type.starts_with("fuse")
-                            && m.root == Path::new("/").join(record.tree_slot.to_string())
-                    }
-                    Some(_) => m.fs_type == "overlay" && m.source == "peel",
-                }
-        })
-    }
-
-    fn uses_upper(&self, upper: &Path) -> bool {
-        // As it was mounted: the client doubles backslashes
-        let doubled = upper.as_os_str().as_bytes().split(|b| *b == b'\\');
-        let doubled = OsString::from_vec(doubled.collect::<Vec<_>>().join(&b"\\\\"[..]));
-        self.0.iter().any(|(_, m)| {
-            m.super_option("upperdir").any(|found| found == upper || found == doubled)
-        })
-    }
-}
-
 impl Engine {
     /// Slots of trees that mounts show, recorded or not, or are about to.
     pub(super) fn held_trees(&self) -> Result<Vec<Slot>, Failure> {
@@ -422,24 +404,6 @@ impl Engine {
         let records = records.filter(|record| self.holds(record, &live));
         held.extend(records.filter_map(|record| Slot::new(record.tree_slot)));
         Ok(held)
-    }
-}
-
-impl Live {
-    /// Slots of the trees below `lower` that are mounted somewhere; those of another daemon have
-    /// another file system.
-    fn trees(&self, lower: &Path) -> Vec<Slot> {
-        let own = self.0.iter().rfind(|(_, m)| m.target == lower).map(|(_, m)| &m.device);
-        let slots = self.0.iter().filter_map(|(_, m)| {
-            let bound = (Some(&m.device) == own).then(|| m.root.strip_prefix("/").ok()).flatten();
-            let overlaid = ["lowerdir+", "lowerdir"].into_iter();
-            let mut overlaid = overlaid
-                .flat_map(|name| m.super_option(name))
-                .filter_map(|dir| Some(Path::new(&dir).strip_prefix(lower).ok()?.to_owned()));
-            let slot = bound.map(Path::to_owned).or_else(|| overlaid.next())?;
-            Slot::new(slot.iter().next()?.to_str()?.parse().ok()?)
-        });
-        slots.collect()
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
-use super::{convert, engine::Engine, stats};
+use super::{convert, engine::Engine, heir::Keeper, stats};
 use crate::{
     api::{self, peel_server::Peel, pull_event::Event},
     failure::{Class, Failure, chain},
@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct Service {
     pub(super) engine: Arc<Engine>,
     pub(super) stop: Arc<Notify>,
+    pub(super) keeper: Arc<Keeper>,
     pub(super) restarts: u64,
     pub(super) started_at_ns: i64,
     pub(super) fuse: Arc<Metrics>,
@@ -50,26 +51,25 @@ impl Service {
     }
 }
 
-fn pid(pid: Option<Pid>) -> u32 {
-    pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
-}
-
 #[tonic::async_trait]
 impl Peel for Service {
     async fn status(&self, _: Request<api::StatusRequest>) -> Answer<api::StatusResponse> {
         let (restarts, worker_started_at_ns) = (self.restarts, self.started_at_ns);
+        let keeper_pid = self.keeper.pid();
         self.blocking(move |engine| {
+            let mounts = engine.live_mounts()?;
             Ok(api::StatusResponse {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                keeper_pid: pid(rustix::process::getppid()),
+                keeper_pid,
                 worker_pid: std::process::id(),
                 restarts,
-                mounts: engine.live_mounts()?.iter().filter(|(_, live)| *live).count() as u64,
+                mounts: mounts.iter().filter(|(_, live)| *live).count() as u64,
                 images: engine.metadata.images()?.len() as u64,
                 snapshots: engine.metadata.snapshots()?.len() as u64,
                 root: engine.paths.root().as_os_str().as_bytes().to_vec(),
                 state: engine.paths.state().as_os_str().as_bytes().to_vec(),
                 worker_started_at_ns,
+                unserved: engine.unserved(&mounts),
             })
         })
         .await
@@ -85,12 +85,12 @@ impl Peel for Service {
     }
 
     async fn stop(&self, request: Request<api::StopRequest>) -> Answer<api::StopResponse> {
-        let force = request.into_inner().force;
+        let (force, keeper_pid) = (request.into_inner().force, self.keeper.pid());
         let answer = self
             .blocking(move |engine| {
                 engine.set_stopping(true);
                 engine.unmount_all(force).inspect_err(|_| engine.set_stopping(false))?;
-                Ok(api::StopResponse { keeper_pid: pid(rustix::process::getppid()) })
+                Ok(api::StopResponse { keeper_pid })
             })
             .await?;
         self.stop.notify_one();

@@ -5,16 +5,17 @@
 
 use std::{
     os::{
-        fd::{FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, OwnedFd},
         unix::net::UnixListener,
     },
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     time::Duration,
 };
 
 use peel_fuse::{
     Filesystem, ServeOptions,
+    flight::Flights,
     metrics::Metrics,
     session::{self, Handshake},
 };
@@ -25,8 +26,12 @@ use tokio::{
 };
 
 use super::{
+    AGAIN,
     engine::Engine,
+    estate::{Estate, Inherited, Word},
     fatal,
+    heir::Keeper,
+    keeper,
     listen::{CONNECTIONS, connections},
     service::Service,
 };
@@ -36,29 +41,8 @@ use crate::{
     failure::{Class, Failure, chain},
     image,
     layers::Layers,
-    paths::Paths,
     telemetry,
 };
-
-/// How the worker runs: what the keeper told it.
-pub struct Options {
-    /// The daemon's directories.
-    pub paths: Paths,
-    /// What is logged.
-    pub log_level: String,
-    /// To standard error as well.
-    pub log_stderr: bool,
-    /// Descriptor of the FUSE connection.
-    pub fuse_fd: RawFd,
-    /// Descriptor of the listening socket.
-    pub listen_fd: RawFd,
-    /// What the keeper and the kernel agreed on, as text.
-    pub handshake: String,
-    /// Workers before this one.
-    pub restarts: u64,
-    /// Bound of the span cache in bytes.
-    pub span_cache: u64,
-}
 
 /// How often metadata that changed is exported: a loss of sled's own files costs this much at most.
 const EXPORT_EVERY: Duration = Duration::from_secs(10);
@@ -72,10 +56,10 @@ const STREAMS: u32 = 64;
 /// What a stop waits for calls that are still under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// Serves until it is asked to stop; the exit code is for the keeper.
-pub fn run(options: Options) -> ExitCode {
+/// Serves what waits on standard input until it is asked to stop; the exit code is for the keeper.
+pub fn run(options: keeper::Options) -> ExitCode {
     match serve(options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => fatal(&failure),
     }
 }
@@ -99,41 +83,34 @@ fn bound_heap() {
     }
 }
 
-fn inherited(fd: RawFd) -> OwnedFd {
-    // SAFETY: the keeper passes the number of a descriptor that this process inherited for itself
-    // alone, and every number is taken once.
-    #[expect(unsafe_code, reason = "a descriptor that crosses exec is a number")]
-    unsafe {
-        OwnedFd::from_raw_fd(fd)
-    }
-}
-
-fn serve(options: Options) -> Result<(), Failure> {
+fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
     bound_heap();
     let started_at_ns = crate::metadata::now_ns();
-    let paths = &options.paths;
-    let log = telemetry::open_log(&paths.log())
+    let log = telemetry::open_log(&options.paths.log())
         .map_err(|e| Failure::io(&e, format!("cannot open the log: {e}")))?;
-    telemetry::init(log, &options.log_level, options.log_stderr)
+    telemetry::init(log, &options.log_level, !options.background)
         .map_err(|e| Failure::new(Class::Usage, format!("cannot log: {e}")))?;
-    let bad = |e: &dyn std::error::Error| {
-        Failure::new(Class::Other, format!("bad inherited descriptor: {}", chain(e)))
-    };
-    let fuse = session::inherited_device(options.fuse_fd).map_err(|e| bad(&e))?;
-    let listener = UnixListener::from(inherited(options.listen_fd));
-    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC).map_err(|e| bad(&e))?;
-    let handshake: Handshake = options
+    let no_estate = |e: std::io::Error| Failure::io(&e, format!("no keeper started this: {e}"));
+    let Inherited { estate, facts, line } = Estate::inherit().map_err(no_estate)?;
+    let fuse = session::inherited_device(estate.fuse.as_raw_fd()).map_err(|e| {
+        Failure::new(Class::Other, format!("no keeper started this: {}", chain(&e)))
+    })?;
+    let listener = estate.listen.try_clone().map_err(no_estate)?;
+    let flights = Arc::clone(&estate.flights);
+    let handshake: Handshake = facts
         .handshake
         .parse()
         .map_err(|e| Failure::new(Class::Other, format!("bad handshake from the keeper: {e}")))?;
+    let (paths, span_cache) = (options.paths.clone(), options.span_cache);
+    let keeper = Keeper::watch(options, estate, &facts, line).map_err(no_estate)?;
 
     super::engine::check_layout(paths.root())?;
     let damaged = |e: &dyn std::error::Error| Failure::new(Class::BadData, chain(e));
     let content =
         Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
-    let layers = Layers::open(paths.root(), Arc::clone(&content), options.span_cache);
+    let layers = Layers::open(paths.root(), Arc::clone(&content), span_cache);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
-    let metrics = serve_files(fuse, &handshake, &layers)?;
+    let metrics = serve_files(fuse, &handshake, &layers, flights)?;
 
     let engine = Engine::open(paths.clone(), content, layers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -148,16 +125,24 @@ fn serve(options: Options) -> Result<(), Failure> {
     let service = Service {
         engine: Arc::clone(&engine),
         stop: Arc::clone(&stop),
-        restarts: options.restarts,
+        keeper: Arc::clone(&keeper),
+        restarts: facts.restarts,
         started_at_ns,
         fuse: metrics,
     };
-    tracing::info!(pid = std::process::id(), restarts = options.restarts, "worker serves");
+    tracing::info!(pid = std::process::id(), restarts = facts.restarts, "worker serves");
+    keeper.tell(Word::Ready);
     let served = runtime.block_on(answer(listener, service, Arc::clone(&engine), stop));
     runtime.shutdown_timeout(DRAIN_LIMIT);
     engine.close();
+    let (word, code) = match served? {
+        Ended::Stop => (Word::Stop, ExitCode::SUCCESS),
+        Ended::Signal => (Word::Again, ExitCode::from(AGAIN)),
+    };
     tracing::info!("worker ends");
-    served
+    // A keeper that did not start this process never learns its exit code
+    keeper.tell(word);
+    Ok(code)
 }
 
 /// Adopts the FUSE connection; its threads run until the process ends. Gives what they count.
@@ -165,11 +150,12 @@ fn serve_files(
     fuse: OwnedFd,
     handshake: &Handshake,
     layers: &Arc<Layers>,
+    flights: Arc<Flights>,
 ) -> Result<Arc<Metrics>, Failure> {
     let failed = |e: &dyn std::error::Error| Failure::new(Class::Unavailable, chain(e));
     let filesystem = Filesystem::new(Arc::clone(layers));
-    let server = session::adopt(fuse, handshake, filesystem, &ServeOptions::default())
-        .map_err(|e| failed(&e))?;
+    let options = ServeOptions { flights: Some(flights), ..ServeOptions::default() };
+    let server = session::adopt(fuse, handshake, filesystem, &options).map_err(|e| failed(&e))?;
     let metrics = server.metrics();
     let serve = move || {
         // Ends when the file system is unmounted everywhere, which the keeper does after us
@@ -185,12 +171,20 @@ fn serve_files(
     Ok(metrics)
 }
 
+/// Why a worker ends.
+enum Ended {
+    /// The daemon is to end.
+    Stop,
+    /// By a signal: the keeper decides what comes next.
+    Signal,
+}
+
 async fn answer(
     listener: UnixListener,
     service: Service,
     engine: Arc<Engine>,
     stop: Arc<Notify>,
-) -> Result<(), Failure> {
+) -> Result<Ended, Failure> {
     let failed = |e: std::io::Error| Failure::io(&e, format!("cannot serve the socket: {e}"));
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = TokioListener::from_std(listener).map_err(failed)?;
@@ -206,11 +200,12 @@ async fn answer(
             let _ = tokio::task::spawn_blocking(move || engine.export()).await;
         }
     });
+    let by_request = Arc::new(AtomicBool::new(false));
+    let requested = Arc::clone(&by_request);
     let stopped = async move {
         tokio::select! {
-            () = stop.notified() => {}
+            () = stop.notified() => requested.store(true, Ordering::SeqCst),
             _ = terminate.recv() => {}
-            // A terminal sends it to the keeper as well, which then sends SIGTERM
             _ = interrupt.recv() => {}
         }
     };
@@ -228,7 +223,8 @@ async fn answer(
         tokio::time::sleep(DRAIN_LIMIT).await;
     };
     tokio::select! {
-        served = server => served.map_err(|e| Failure::new(Class::Other, chain(&e))),
-        () = limit => Ok(()),
+        served = server => served.map_err(|e| Failure::new(Class::Other, chain(&e)))?,
+        () = limit => {}
     }
+    Ok(if by_request.load(Ordering::SeqCst) { Ended::Stop } else { Ended::Signal })
 }

@@ -36,16 +36,6 @@ pub enum LayersError {
         /// What its content says.
         found: String,
     },
-    /// Two files claim one slot.
-    #[error("slot {slot} is claimed twice: by {} and {}", first.display(), second.display())]
-    SlotTwice {
-        /// The slot.
-        slot: Slot,
-        /// One file.
-        first: PathBuf,
-        /// The other.
-        second: PathBuf,
-    },
     /// A layer that an image needs has no index here.
     #[error("layer {0} has no index")]
     Missing(Digest),

@@ -93,6 +93,8 @@ struct Tables {
     files: HashMap<Slot, PathBuf>,
     open_layers: HashMap<Slot, Arc<OpenLayer>>,
     open_trees: HashMap<Slot, Arc<Tree>>,
+    /// Slots that several files claimed when this began; none of them has it.
+    twice: HashSet<Slot>,
 }
 
 /// An opened index with the bytes behind it.
@@ -129,7 +131,7 @@ impl Layers {
     /// their blobs when their image is next asked for. Left-over temporary files go as well.
     ///
     /// # Errors
-    /// Where the directories cannot be read or made, or two files claim one slot.
+    /// Where the directories cannot be read or made.
     pub fn open(
         root: &Path,
         content: Arc<ContentStore>,
@@ -142,7 +144,10 @@ impl Layers {
             fs::create_dir_all(dir).map_err(LayersError::io("create", dir))?;
             for entry in fs::read_dir(dir).map_err(LayersError::io("read", dir))? {
                 let path = entry.map_err(LayersError::io("read", dir))?.path();
-                tables.scan_file(&path, kind)?;
+                // One file that cannot be read is one image that is built anew, or not served
+                if let Err(error) = tables.scan_file(&path, kind) {
+                    tracing::error!(error = crate::failure::chain(&error), "leaving a file out");
+                }
             }
         }
         let tables = RwLock::new(tables);
@@ -406,9 +411,10 @@ impl Tables {
                 return Ok(());
             }
         };
-        if let Some(first) = self.files.insert(slot, path.to_owned()) {
-            return Err(LayersError::SlotTwice { slot, first, second: path.to_owned() });
+        if self.twice.contains(&slot) || self.files.contains_key(&slot) {
+            return self.drop_both(slot, path);
         }
+        self.files.insert(slot, path.to_owned());
         match (expected, digest) {
             (FileType::Layer, Some(diff_id)) => {
                 self.layers.insert(diff_id, slot);
@@ -416,6 +422,22 @@ impl Tables {
             (_, chain) => {
                 self.trees.insert(chain, slot);
             }
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    /// Which of two files a slot was given out for is not known, and one would be served as the
+    /// other: neither is, and both are built anew when their images are next asked for.
+    fn drop_both(&mut self, slot: Slot, second: &Path) -> Result<(), LayersError> {
+        let first = self.files.remove(&slot);
+        self.layers.retain(|_, other| *other != slot);
+        self.trees.retain(|_, other| *other != slot);
+        self.twice.insert(slot);
+        for path in first.iter().map(PathBuf::as_path).chain([second]) {
+            tracing::error!(%slot, path = %path.display(), "two files claim one slot; removing");
+            remove(path)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 #![expect(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
 
 pub mod image;
+pub mod load;
 
 use std::{
     fs,
@@ -194,6 +195,13 @@ impl Drop for Peel {
         }
         let _ = rustix::mount::unmount(lower, rustix::mount::UnmountFlags::DETACH);
     }
+}
+
+/// Sends a signal to a process of the daemon's.
+#[track_caller]
+pub fn kill_process(pid: i64, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().expect("pid")).expect("pid");
+    rustix::process::kill_process(pid, signal).expect("it runs");
 }
 
 /// All paths below a directory, itself left out; symlinks not followed.

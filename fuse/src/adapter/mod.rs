@@ -8,16 +8,9 @@
 //! whatever else the kernel can do, or do without, by itself.
 
 mod convert;
+mod records;
 
-use std::{
-    ffi::OsStr,
-    io,
-    os::unix::ffi::OsStrExt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path, time::SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Generation,
@@ -26,11 +19,15 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
-use tracing::Level;
 
-use self::convert::{file_attr, file_type, nothing};
+pub(crate) use self::records::Records;
+use self::{
+    convert::{file_attr, file_type, nothing},
+    records::{Part, answer, call},
+};
 use crate::{
     error::Error,
+    flight::{Call, name_hash},
     fs::{BLOCK_SIZE, Filesystem, Inode, Lookup},
     metrics::{Arrived, Kind, Metrics},
     pool::{Pool, Queues, Work},
@@ -52,15 +49,13 @@ const GENERATION: Generation = Generation(0);
 pub(crate) struct Adapter<S: FileSource> {
     filesystem: Filesystem<S>,
     reads: Pool<Read, Ahead>,
-    metrics: Arc<Metrics>,
+    records: Records,
 }
 
 /// A read on its way through the pool.
 #[derive(Debug)]
 struct Read {
-    ino: u64,
-    offset: u64,
-    len: u32,
+    call: Call,
     arrived: Arrived,
     reply: ReplyData,
 }
@@ -90,75 +85,41 @@ impl<S: FileSource> Adapter<S> {
         filesystem: Filesystem<S>,
         read_threads: usize,
         ahead_threads: usize,
-        metrics: Arc<Metrics>,
+        records: Records,
     ) -> io::Result<Self> {
-        let (reader, counted) = (filesystem.clone(), Arc::clone(&metrics));
+        let (reader, written) = (filesystem.clone(), records.clone());
         let work = move |work: Work<Read, Ahead>, buffer: &mut Vec<u8>, queues: &Queues<_, _>| {
             match work {
                 Work::Job(read) => {
-                    counted.read_taken(read.arrived);
-                    let Read { ino, offset, len, arrived, reply } = read;
-                    let mut answered = ReadAnswer { reply: Some(reply), metrics: &counted, queues };
-                    let run = || reader.read(ino, offset, len, buffer, &mut answered);
-                    let result = answer(&counted, Kind::Read, ino, run);
+                    let Read { call, arrived, reply } = read;
+                    let (Call { ino, at, len, .. }, metrics) = (call, &*written.metrics);
+                    metrics.read_taken(arrived);
+                    let mut answered = ReadAnswer { reply: Some(reply), metrics, queues };
+                    let run = || reader.read(ino, at, len, buffer, &mut answered);
+                    let result = answer(&written, &call, Part::Whole, run);
                     if let (Err(errno), Some(reply)) = (result, answered.reply) {
                         reply.error(errno);
                     }
-                    counted.answered(Kind::Read, arrived);
+                    metrics.answered(Kind::Read, arrived);
                 }
                 Work::Ahead(wish) => reader.ahead(wish, &|| !queues.job_waits()),
             }
         };
         let reads = Pool::start(read_threads, ahead_threads, work)?;
-        Ok(Self { filesystem, reads, metrics })
+        Ok(Self { filesystem, reads, records })
     }
 
     /// Counts a request, answers it by `run`, and counts the answer.
     fn count(&self, kind: Kind, request: &Request, run: impl FnOnce()) {
-        let arrived = self.metrics.arrived(kind, request.unique().0);
+        let metrics = &self.records.metrics;
+        let arrived = metrics.arrived(kind, request.unique().0);
         run();
-        self.metrics.answered(kind, arrived);
+        metrics.answered(kind, arrived);
     }
 
-    fn answer<T>(
-        &self,
-        kind: Kind,
-        ino: INodeNo,
-        run: impl FnOnce() -> Result<T, Error>,
-    ) -> Result<T, Errno> {
-        answer(&self.metrics, kind, ino.0, run)
+    fn answer<T>(&self, call: Call, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Errno> {
+        answer(&self.records, &call, Part::Whole, run)
     }
-}
-
-/// Runs an operation; logs and counts what goes wrong, panics included, and says what the caller
-/// gets.
-fn answer<T>(
-    metrics: &Metrics,
-    kind: Kind,
-    ino: u64,
-    run: impl FnOnce() -> Result<T, Error>,
-) -> Result<T, Errno> {
-    let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Error::Panic));
-    result.map_err(|error| {
-        let name = kind.name();
-        let cause = || {
-            let causes = std::iter::successors(std::error::Error::source(&error), |e| e.source());
-            causes.map(|e| format!(": {e}")).collect::<String>()
-        };
-        match error.level() {
-            Level::ERROR => tracing::error!("{name} of inode {ino:#x}: {error}{}", cause()),
-            Level::WARN => tracing::warn!("{name} of inode {ino:#x}: {error}{}", cause()),
-            Level::DEBUG => tracing::debug!("{name} of inode {ino:#x}: {error}{}", cause()),
-            _ => {}
-        }
-        if error.level() != Level::TRACE {
-            metrics.failed(kind);
-        }
-        if let Some(fault) = error.fault() {
-            metrics.fault(fault);
-        }
-        Errno::from_i32(error.errno())
-    })
 }
 
 /// Answers a request for extended attributes by its rules: size 0 asks for the length.
@@ -187,13 +148,14 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Kind::Lookup, req, || {
             let find = || self.filesystem.lookup(parent.0, name.as_bytes());
-            match self.answer(Kind::Lookup, parent, find) {
+            let call = call(Kind::Lookup, req, parent).at(name_hash(name.as_bytes()));
+            match self.answer(call, find) {
                 Ok(Lookup::Found(inode)) => {
                     let Inode { attr_ttl, entry_ttl, .. } = &inode;
                     reply.entry_with_ttls(attr_ttl, entry_ttl, &file_attr(&inode), GENERATION);
                 }
                 Ok(Lookup::Missing { ttl }) => {
-                    self.metrics.negative_lookup();
+                    self.records.metrics.negative_lookup();
                     match ttl.is_zero() {
                         true => reply.error(refusal(Error::NotFound)),
                         false => reply.entry(&ttl, &nothing(), GENERATION),
@@ -206,12 +168,12 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
 
     fn forget(&self, req: &Request, _ino: INodeNo, _nlookup: u64) {
         // Many come in one message, and none has an answer to be timed
-        self.metrics.arrived(Kind::Forget, req.unique().0);
+        self.records.metrics.arrived(Kind::Forget, req.unique().0);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Kind::Getattr, req, || {
-            match self.answer(Kind::Getattr, ino, || self.filesystem.getattr(ino.0)) {
+            match self.answer(call(Kind::Getattr, req, ino), || self.filesystem.getattr(ino.0)) {
                 Ok(inode) => reply.attr(&inode.attr_ttl, &file_attr(&inode)),
                 Err(errno) => reply.error(errno),
             }
@@ -220,7 +182,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         self.count(Kind::Readlink, req, || {
-            match self.answer(Kind::Readlink, ino, || self.filesystem.readlink(ino.0)) {
+            match self.answer(call(Kind::Readlink, req, ino), || self.filesystem.readlink(ino.0)) {
                 Ok(target) => reply.data(&target),
                 Err(errno) => reply.error(errno),
             }
@@ -242,16 +204,19 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let (ino, arrived) = (ino.0, self.metrics.arrived(Kind::Read, req.unique().0));
-        let (metrics, queues) = (&*self.metrics, self.reads.queues());
-        let mut answered = ReadAnswer { reply: Some(reply), metrics, queues };
-        if len <= AT_ONCE {
-            let ready = || Ok(self.filesystem.read_ready(ino, offset, len, &mut answered));
+        let Records { metrics, flights } = &self.records;
+        let arrived = metrics.arrived(Kind::Read, req.unique().0);
+        let call = Call { len, ..call(Kind::Read, req, ino).at(offset) };
+        let mut answered = ReadAnswer { reply: Some(reply), metrics, queues: self.reads.queues() };
+        // Suspects may have to wait for their turn, which no thread for requests does
+        let calm = flights.as_ref().is_none_or(|flights| flights.is_calm());
+        if len <= AT_ONCE && calm {
+            let ready = || Ok(self.filesystem.read_ready(ino.0, offset, len, &mut answered));
             // A panic drops nothing: the read goes on to the pool, which meets it again
-            let _ = answer(metrics, Kind::Read, ino, ready);
+            let _ = answer(&self.records, &call, Part::First, ready);
         }
         match answered.reply {
-            Some(reply) => self.reads.submit(Read { ino, offset, len, arrived, reply }),
+            Some(reply) => self.reads.submit(Read { call, arrived, reply }),
             None => {
                 metrics.read_taken(arrived);
                 metrics.answered(Kind::Read, arrived);
@@ -292,7 +257,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
                 reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name)
             };
             let list = || self.filesystem.readdir(ino.0, offset, &mut add);
-            match self.answer(Kind::Readdir, ino, list) {
+            match self.answer(call(Kind::Readdir, req, ino).at(offset), list) {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
             }
@@ -315,7 +280,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
                 reply.add(number, entry.offset, name, ttl, &attr, GENERATION)
             };
             let list = || self.filesystem.readdirplus(ino.0, offset, &mut add);
-            match self.answer(Kind::Readdirplus, ino, list) {
+            match self.answer(call(Kind::Readdirplus, req, ino).at(offset), list) {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
             }
@@ -328,7 +293,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.count(Kind::Statfs, req, || {
-            match self.answer(Kind::Statfs, ino, || self.filesystem.statfs(ino.0)) {
+            match self.answer(call(Kind::Statfs, req, ino), || self.filesystem.statfs(ino.0)) {
                 Ok(s) => {
                     reply.statfs(s.blocks, 0, 0, s.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
                 }
@@ -340,14 +305,15 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.count(Kind::Getxattr, req, || {
             let get = || fits(self.filesystem.getxattr(ino.0, name.as_bytes())?, size);
-            reply_xattr(self.answer(Kind::Getxattr, ino, get), size, reply);
+            let call = call(Kind::Getxattr, req, ino).at(name_hash(name.as_bytes()));
+            reply_xattr(self.answer(call, get), size, reply);
         });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.count(Kind::Listxattr, req, || {
             let list = || fits(self.filesystem.listxattr(ino.0)?, size);
-            reply_xattr(self.answer(Kind::Listxattr, ino, list), size, reply);
+            reply_xattr(self.answer(call(Kind::Listxattr, req, ino), list), size, reply);
         });
     }
 
@@ -551,18 +517,6 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Fault;
-
-    #[test]
-    fn panics_are_answered() {
-        let metrics = Metrics::default();
-        let run = || -> Result<(), Error> { panic!("part of the test") };
-        let result = answer(&metrics, Kind::Statfs, 1, run);
-        assert_eq!(result.map_err(Errno::code), Err(libc::EIO));
-        let counted = metrics.snapshot();
-        assert!(counted.faults.contains(&(Fault::Panic, 1)));
-        assert_eq!(counted.kinds[Kind::Statfs as usize].errors, 1);
-    }
 
     #[test]
     fn room_for_extended_attributes() {

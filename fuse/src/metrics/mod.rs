@@ -106,14 +106,22 @@ pub enum Fault {
     Missing,
     /// Trees and indexes contradict each other.
     Inconsistent,
+    /// What two workers died of was asked for again, and refused.
+    Barred,
     /// A bug.
     Panic,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Damaged, Self::Unreadable, Self::Missing, Self::Inconsistent, Self::Panic];
+    pub const ALL: [Self; 6] = [
+        Self::Damaged,
+        Self::Unreadable,
+        Self::Missing,
+        Self::Inconsistent,
+        Self::Barred,
+        Self::Panic,
+    ];
 
     /// Its name in statistics.
     pub fn name(self) -> &'static str {
@@ -122,6 +130,7 @@ impl Fault {
             Self::Unreadable => "unreadable",
             Self::Missing => "missing",
             Self::Inconsistent => "inconsistent",
+            Self::Barred => "barred",
             Self::Panic => "panic",
         }
     }

@@ -18,7 +18,13 @@ use rustix::{
 };
 
 use super::init::{Handshake, OUT_HEADER_LEN, REPLY_LEN};
-use crate::{adapter::Adapter, fs::Filesystem, metrics::Metrics, source::FileSource};
+use crate::{
+    adapter::{Adapter, Records},
+    flight::Flights,
+    fs::Filesystem,
+    metrics::Metrics,
+    source::FileSource,
+};
 
 /// Device number of /dev/fuse (Documentation/admin-guide/devices.txt).
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
@@ -26,8 +32,8 @@ const DEVICE_NUMBER: (u32, u32) = (10, 229);
 /// `FUSE_NOTIFY_RESEND` of fuse.h.
 const NOTIFY_RESEND: i32 = 7;
 
-/// How many threads a [`Server`] has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a [`Server`] works.
+#[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// Threads that take requests and answer those about metadata. One serves 140,000 requests a
     /// second; a second one keeps answers coming while the first is held up by a page fault.
@@ -36,6 +42,8 @@ pub struct ServeOptions {
     pub read_threads: usize,
     /// Of these, those that may work ahead at a time.
     pub ahead_threads: usize,
+    /// Where requests are written down while they are worked on; nowhere, where it is `None`.
+    pub flights: Option<Arc<Flights>>,
 }
 
 impl Default for ServeOptions {
@@ -45,6 +53,7 @@ impl Default for ServeOptions {
             request_threads: 2,
             read_threads: (2 * cores).clamp(4, 16),
             ahead_threads: cores.clamp(1, 8),
+            flights: None,
         }
     }
 }
@@ -156,8 +165,9 @@ pub fn adopt<S: FileSource>(
         .map_err(failed("sending INIT"))?;
 
     let metrics = Arc::<Metrics>::default();
+    let records = Records { metrics: Arc::clone(&metrics), flights: options.flights.clone() };
     let ServeOptions { read_threads, ahead_threads, .. } = *options;
-    let adapter = Adapter::new(filesystem, read_threads, ahead_threads, Arc::clone(&metrics))
+    let adapter = Adapter::new(filesystem, read_threads, ahead_threads, records)
         .map_err(|source| AdoptError::Setup { step: "starting threads", source })?;
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;

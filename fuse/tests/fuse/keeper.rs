@@ -12,13 +12,16 @@ use std::{
 };
 
 use peel_fuse::{
-    Filesystem, Handshake, Mounted, ServeOptions, adopt, mount,
+    Filesystem, Handshake, Mounted, ServeOptions, adopt,
+    flight::{Culprit, Death, Flights},
+    mount,
     session::{LowerMount, inherited_device},
 };
 
-use crate::image::MemorySource;
+use crate::{image::MemorySource, kill::Crashing};
 
-/// Tells the test binary that it is to be a worker: descriptor, handshake and directory.
+/// Tells the test binary that it is to be a worker: descriptors of the connection and of the table
+/// of requests, handshake, the inode that it dies of (0: none) and directory.
 const WORKER: &str = "PEEL_FUSE_TEST_WORKER";
 
 /// Tests that mount run one after the other: no child of one may inherit the connection of
@@ -52,6 +55,8 @@ pub(crate) fn skip(test: &str, reason: &str) {
 pub(crate) struct Keeper {
     mounted: Option<Mounted>,
     worker: Option<Child>,
+    flights: Flights,
+    deadly: u64,
     target: PathBuf,
     dir: tempfile::TempDir,
     _watchdog: Watchdog,
@@ -73,6 +78,8 @@ impl Keeper {
         Self {
             mounted: Some(mounted),
             worker: None,
+            flights: Flights::create().expect("memory file"),
+            deadly: 0,
             target,
             dir,
             _watchdog: watchdog,
@@ -110,11 +117,14 @@ impl Keeper {
         assert!(self.worker.is_none(), "one worker at a time");
         // Not close-on-exec; closed here once the child has it
         let passed = rustix::io::dup(self.mounted().device()).expect("dup");
+        let flights = rustix::io::dup(&self.flights).expect("dup");
         let data = self.dir.path().join("data");
         let order = format!(
-            "{} {} {}",
+            "{} {} {} {} {}",
             passed.as_raw_fd(),
+            flights.as_raw_fd(),
             self.mounted().handshake(),
+            self.deadly,
             data.to_str().expect("a temporary directory is UTF-8"),
         );
         let child = Command::new(std::env::current_exe().expect("the test binary"))
@@ -144,6 +154,22 @@ impl Keeper {
         abort(&self.target);
         self.mounted = Some(mount(&self.target).expect("mounted"));
         self.start_worker();
+    }
+
+    /// Workers started from now on abort when this inode is read.
+    pub(crate) fn make_deadly(&mut self, ino: u64) {
+        self.deadly = ino;
+    }
+
+    /// Starts another worker where the last one has died by itself; tells whether that was so, and
+    /// what is barred for it.
+    pub(crate) fn tend(&mut self) -> Option<Vec<Culprit>> {
+        let worker = self.worker.as_mut().expect("a worker");
+        worker.try_wait().expect("a child of ours")?;
+        self.worker = None;
+        let culprits = self.flights.bury(Death::Fault);
+        self.start_worker();
+        Some(culprits)
     }
 
     /// Lets go of the connection, as a keeper that dies does; the mount stays.
@@ -232,13 +258,17 @@ fn worker_process() {
     let Ok(order) = std::env::var(WORKER) else {
         return;
     };
-    let mut words = order.splitn(3, ' ');
-    let mut word = || words.next().expect("three words");
+    let mut words = order.splitn(5, ' ');
+    let mut word = || words.next().expect("five words");
     let number: RawFd = word().parse().expect("a descriptor");
+    let flights = format!("/proc/self/fd/{}", word());
+    let flights = File::options().read(true).write(true).open(flights).expect("the table");
     let handshake: Handshake = word().parse().expect("a handshake");
-    let source = Arc::new(load(Path::new(word())));
+    let deadly = word().parse().expect("an inode");
+    let source = Arc::new(Crashing { source: load(Path::new(word())), deadly });
     let device = inherited_device(number).expect("the device");
-    let options = ServeOptions::default();
+    let flights = Some(Arc::new(Flights::open(flights.into()).expect("the table")));
+    let options = ServeOptions { flights, ..ServeOptions::default() };
     let server = adopt(device, &handshake, Filesystem::new(source), &options).expect("adopted");
     server.run().expect("served");
 }

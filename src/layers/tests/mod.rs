@@ -153,12 +153,18 @@ fn a_damaged_index_is_an_error_and_a_foreign_file_goes() {
 }
 
 #[test]
-fn two_files_of_one_slot_are_refused() {
+fn files_of_one_slot_all_go_and_others_stay() {
     let fixture = Fixture::new();
     let layers = fixture.open().expect("open");
-    fixture.install(&layers, "one", b"1", 4);
-    fixture.install(&layers, "two", b"2", 4);
-    assert!(matches!(fixture.open(), Err(LayersError::SlotTwice { .. })));
+    let twice = [("one", b"1"), ("two", b"2"), ("three", b"3")];
+    let twice = twice.map(|(name, body)| fixture.install(&layers, name, body, 4));
+    let other = fixture.install(&layers, "other", b"4", 5);
+    let layers = fixture.open().expect("open");
+    for diff_id in twice {
+        assert!(layers.layer_by_diff_id(&diff_id).expect("none").is_none());
+    }
+    assert!(layers.layer_by_diff_id(&other).expect("whole").is_some());
+    assert_eq!(layers.highest_slot(), Some(slot(5)));
 }
 
 #[test]
