@@ -18,6 +18,7 @@ pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod content;
+pub mod credentials;
 pub mod daemon;
 pub mod failure;
 pub mod gc;

@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    Peel, can_mount, eventually,
+    Peel, can_mount, drop_caches, eventually,
     image::{Layer, Layout, noise},
     run, walk,
 };
@@ -23,10 +23,6 @@ use support::{
 const MEMORY: u64 = 40 << 20;
 
 /// Drops what can be dropped: the page cache, names and inodes.
-fn drop_caches() {
-    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");
-}
-
 fn number(stats: &Value, pointer: &str) -> u64 {
     let found = stats.pointer(pointer).and_then(Value::as_u64);
     found.unwrap_or_else(|| panic!("no {pointer} in {stats:#}"))

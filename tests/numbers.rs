@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::json;
 use support::{
-    Peel, can_mount,
+    Peel, can_mount, drop_caches,
     image::{Layer, Layout, noise},
     walk,
 };
@@ -40,10 +40,6 @@ fn numbers(root: &Path) -> BTreeMap<String, (u64, u64, u64)> {
 
 fn inodes(root: &Path) -> Vec<(String, u64)> {
     numbers(root).into_iter().map(|(name, (ino, ..))| (name, ino)).collect()
-}
-
-fn drop_caches() {
-    fs::write("/proc/sys/vm/drop_caches", "3").expect("root");
 }
 
 #[test]

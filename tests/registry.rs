@@ -232,14 +232,14 @@ async fn pull(
     let config = ImageConfig::parse(&manifest, &bytes)?;
     for layer in &manifest.layers {
         let layer = layer.descriptor();
-        let mut stream = client.blob(repository, &layer).await?;
+        let mut stream = client.blob(repository, &layer, 0).await?;
         let mut ingest = store.begin(&layer.digest.to_string(), Expected::from(&layer))?;
         while let Some(chunk) = stream.next().await {
             ingest.write(&chunk?)?;
         }
         ingest.commit()?;
     }
-    Ok(Pulled { root, manifest, config })
+    Ok(Pulled { root, manifest: *manifest, config })
 }
 
 fn store() -> (TempDir, ContentStore) {
@@ -328,7 +328,7 @@ async fn what_is_not_there_is_told() {
     assert!(matches!(error, RegistryError::NotFound { .. }), "{error}");
     let app = registry.reference("test/app:v1");
     let blob = Descriptor::new("", absent, 1);
-    let error = client.blob(app.repository(), &blob).await.unwrap_err();
+    let error = client.blob(app.repository(), &blob, 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::NotFound { missing: Missing::Blob, .. }), "{error}");
 }
 

@@ -2,63 +2,15 @@
 
 mod support;
 
-use std::{
-    fs,
-    net::{TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
-};
+use std::{fs, process::Command};
 
 use serde_json::json;
 use support::{
-    Peel, can_mount, eventually, has_tool,
+    Peel, can_mount, has_tool,
     image::{Layer, Layout, noise},
+    registry::Registry,
     run, walk,
 };
-
-/// A registry on a loopback port, gone when dropped.
-struct Registry {
-    child: Child,
-    host: String,
-}
-
-impl Registry {
-    fn start(peel: &Peel) -> Self {
-        // A port that was free a moment ago
-        let port =
-            TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("addr").port();
-        let host = format!("127.0.0.1:{port}");
-        let config = peel.path("registry.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '{host}'}}\n",
-            peel.path("registry").display()
-        );
-        fs::write(&config, text).expect("write");
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry");
-        eventually("the registry listens", || TcpStream::connect(&host).is_ok());
-        Self { child, host }
-    }
-
-    fn push(&self, from: &str, name: &str) {
-        let to = format!("docker://{}/{name}", self.host);
-        run(Command::new("skopeo").args(["copy", "--all", "--dest-tls-verify=false", from, &to]))
-            .ok();
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // It may have ended by itself
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn pull_by_tag_and_by_digest_and_again() {
@@ -73,8 +25,8 @@ fn pull_by_tag_and_by_digest_and_again() {
         Layer::new().file("c", 0o644, noise(12, 200_000)),
     ];
     layout.image("v1", layers, json!({}));
-    let registry = Registry::start(&peel);
-    registry.push(&layout.reference("v1"), "team/app:v1");
+    let registry = Registry::start();
+    registry.push(&layout.reference("v1"), "team/app:v1", &[]);
 
     let reference = format!("{}/team/app:v1", registry.host);
     let pulled = peel.peel(["pull", &reference]);
@@ -113,11 +65,11 @@ fn a_tag_that_moves_is_pulled_anew_and_mounts_keep_the_old() {
     let mut layout = Layout::new(peel.path("layout"));
     layout.image("one", vec![Layer::new().file("v", 0o644, "one")], json!({}));
     layout.image("two", vec![Layer::new().file("v", 0o644, "two")], json!({}));
-    let registry = Registry::start(&peel);
+    let registry = Registry::start();
     let reference = format!("{}/app:latest", registry.host);
-    registry.push(&layout.reference("one"), "app:latest");
+    registry.push(&layout.reference("one"), "app:latest", &[]);
     peel.peel(["mount", &reference, "old"]).ok();
-    registry.push(&layout.reference("two"), "app:latest");
+    registry.push(&layout.reference("two"), "app:latest", &[]);
     peel.peel(["pull", &reference]).ok();
     peel.peel(["mount", &reference, "new"]).ok();
     assert_eq!(fs::read(peel.path("old/v")).expect("read"), b"one");

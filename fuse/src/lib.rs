@@ -35,4 +35,4 @@ pub mod source;
 pub use error::Error;
 pub use fs::Filesystem;
 pub use session::{Handshake, Mounted, ServeOptions, Server, adopt, mount};
-pub use source::{Ahead, FileSource, ReadError, Sink};
+pub use source::{Ahead, FileSource, ReadError, Sink, Spare};

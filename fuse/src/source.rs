@@ -42,8 +42,26 @@ pub trait FileSource: Send + Sync + 'static {
     }
 
     /// Does what [`Sink::ahead`] was told of, on a thread that has nothing else to do, for as long
-    /// as `go_on` says so. Ask it every 100 us or so: somebody waits for the thread otherwise.
-    fn ahead(&self, _wish: Ahead, _go_on: &dyn Fn() -> bool) {}
+    /// as that says so.
+    fn ahead(&self, _wish: Ahead, _spare: &dyn Spare) {}
+}
+
+/// A thread that has nothing else to do.
+pub trait Spare {
+    /// Whether it still has not. Ask every 100 us or so: somebody waits for the thread otherwise.
+    fn go_on(&self) -> bool;
+
+    /// Something else worth doing, for this thread later or for another one now. It may be dropped.
+    fn offer(&self, wish: Ahead);
+}
+
+/// A thread without queues: what is offered to it is dropped.
+impl<F: Fn() -> bool> Spare for F {
+    fn go_on(&self) -> bool {
+        self()
+    }
+
+    fn offer(&self, _wish: Ahead) {}
 }
 
 /// Takes what a read gives.
@@ -64,13 +82,21 @@ impl Sink for Vec<u8> {
     fn ahead(&mut self, _wish: Ahead) {}
 }
 
-/// A span that is likely to be read soon.
+/// What is likely to be read soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ahead {
-    /// The layer's slot.
-    pub layer: Slot,
-    /// The span's number in the layer's index.
-    pub span: u32,
+pub enum Ahead {
+    /// A span.
+    Span {
+        /// The layer's slot.
+        layer: Slot,
+        /// The span's number in the layer's index.
+        span: u32,
+    },
+    /// What was read of a layer the last time that it came into use.
+    Start {
+        /// The layer's slot.
+        layer: Slot,
+    },
 }
 
 /// Why content could not be read.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::registry::RegistryOptions;
+
 /// Mounts container images without unpacking them.
 #[derive(Debug, Parser)]
 #[command(name = "peel", version, propagate_version = true, max_term_width = 100)]
@@ -53,6 +55,16 @@ pub(super) struct Json {
 pub(super) enum Command {
     /// Pull an image and index it
     Pull(PullArgs),
+    /// Push an image to a registry
+    Push(PushArgs),
+    /// Log in to a registry, as docker login does
+    Login(LoginArgs),
+    /// Forget a login
+    Logout {
+        /// The registry [default: Docker Hub]
+        #[arg(value_name = "REGISTRY")]
+        registry: Option<String>,
+    },
     /// List images
     #[command(visible_alias = "ls")]
     Images(Json),
@@ -125,9 +137,116 @@ pub(super) struct PullArgs {
     /// Platform: OS/ARCH[/VARIANT] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
+    /// Pull all that an index names; the platform is the one that is mounted
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// Layers to pull at the same time; 0 for the default of 3
+    #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub jobs: u32,
     /// No progress, only the image's digest at the end
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// `peel push`.
+#[derive(Debug, Args)]
+pub(super) struct PushArgs {
+    /// The image, which is here
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Where to: REGISTRY/NAME[:TAG] [default: the image's own name]
+    #[arg(value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Push all that the image's index names, or nothing
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// Blobs to push at the same time; 0 for the default of 3
+    #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub jobs: u32,
+    /// No progress, only the digest at the end
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `peel login`.
+#[derive(Debug, Args)]
+pub(super) struct LoginArgs {
+    /// The registry [default: Docker Hub]
+    #[arg(value_name = "REGISTRY")]
+    pub registry: Option<String>,
+    /// The user's name
+    #[arg(short, long, value_name = "USER")]
+    pub username: Option<String>,
+    /// Read the password from standard input
+    #[arg(long, requires = "username")]
+    pub password_stdin: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+}
+
+/// How registries are reached: options of the daemon, and of login.
+#[derive(Debug, Clone, Args)]
+pub(super) struct NetworkArgs {
+    /// Directories of hosts.toml files, separated by colons [default: certs.d in /etc/peel,
+    /// /etc/containerd, /etc/docker]
+    #[arg(long, env = "PEEL_HOSTS_DIR", value_name = "DIRS", help_heading = "Network")]
+    pub hosts_dir: Option<std::ffi::OsString>,
+    /// Most bytes a second in each direction, all transfers together; with k, M or G
+    #[arg(
+        long,
+        env = "PEEL_BANDWIDTH",
+        value_name = "BYTES",
+        value_parser = bandwidth,
+        help_heading = "Network"
+    )]
+    pub bandwidth: Option<std::num::NonZeroU64>,
+    /// Seconds without a byte after which a transfer is taken up anew [default: 30]
+    #[arg(
+        long,
+        env = "PEEL_STALL_TIMEOUT",
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+        help_heading = "Network"
+    )]
+    pub stall_timeout: Option<u64>,
+}
+
+impl NetworkArgs {
+    /// The same for a registry client.
+    pub(super) fn options(&self) -> RegistryOptions {
+        let mut options = RegistryOptions { bandwidth: self.bandwidth, ..Default::default() };
+        if let Some(dirs) = &self.hosts_dir {
+            options.hosts_dirs = std::env::split_paths(dirs).collect();
+        }
+        if let Some(seconds) = self.stall_timeout {
+            options.idle_timeout = std::time::Duration::from_secs(seconds);
+        }
+        options
+    }
+
+    /// The same on a command line.
+    pub(super) fn arguments(&self) -> Vec<std::ffi::OsString> {
+        let hosts = self.hosts_dir.clone().map(|dirs| ["--hosts-dir".into(), dirs]);
+        let bandwidth = self.bandwidth.map(|b| ["--bandwidth".into(), b.to_string().into()]);
+        let stall = self.stall_timeout.map(|s| ["--stall-timeout".into(), s.to_string().into()]);
+        hosts.into_iter().chain(bandwidth).chain(stall).flatten().collect()
+    }
+}
+
+/// A number of bytes, with k, M or G for thousands.
+fn bandwidth(text: &str) -> Result<std::num::NonZeroU64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" => 1,
+        "k" | "K" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => return Err("expected bytes a second, as in 500k, 20M or 1G".to_owned()),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
+    let number = number.and_then(std::num::NonZeroU64::new);
+    number.ok_or_else(|| "expected bytes a second, above zero".to_owned())
 }
 
 /// `peel mount`.
@@ -301,12 +420,18 @@ pub(super) struct DaemonArgs {
     /// Memory for decoded file content: bytes, or with K, M or G [default: 64M]
     #[arg(long, env = "PEEL_SPAN_CACHE", value_name = "SIZE", value_parser = parse_size)]
     pub span_cache: Option<u64>,
+    /// Do not note what is read when a layer comes into use, to decode it ahead the next time
+    #[arg(long, env = "PEEL_NO_FOLLOW_STARTS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_follow_starts: bool,
     /// Started by a command: log to the file alone, and leave the caller's mount namespace
     #[arg(long, hide = true)]
     pub background: bool,
     /// Kill a worker that answers nothing for so long while it is asked; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub watchdog: u64,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 }
 
 /// Subcommands of `peel daemon`.
@@ -339,6 +464,12 @@ pub(super) struct RoleArgs {
     /// Bound of the span cache in bytes
     #[arg(long)]
     pub span_cache: u64,
+    /// Starts are not followed
+    #[arg(long)]
+    pub no_follow_starts: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 }
 
 /// Bytes, from a number with or without a binary unit: `65536`, `64K`, `64MiB`, `1G`.
@@ -365,6 +496,25 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn network_options_come_through() {
+        let line = "peel daemon --hosts-dir /a:/b --bandwidth 20M --stall-timeout 5";
+        let cli = Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Daemon(args)) = cli else { panic!("daemon") };
+        let options = args.network.options();
+        assert_eq!(options.hosts_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert_eq!(options.bandwidth.map(std::num::NonZeroU64::get), Some(20_000_000));
+        assert_eq!(options.idle_timeout.as_secs(), 5);
+        let passed_on = args.network.arguments().join(" ".as_ref());
+        assert_eq!(passed_on, "--hosts-dir /a:/b --bandwidth 20000000 --stall-timeout 5");
+        for (text, expected) in
+            [("1", Some(1)), ("5k", Some(5_000)), ("0", None), ("x", None), ("99999999999G", None)]
+        {
+            let found = bandwidth(text).ok().map(std::num::NonZeroU64::get);
+            assert_eq!(found, expected, "{text}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
     args::PullArgs,
     output::{self, age, incomplete, note, print},
     progress::{Progress, short},
+    registry::give_credentials,
 };
 use crate::{
     api::{self, pull_event::Event},
@@ -36,33 +37,51 @@ pub(super) fn canonical(reference: &str) -> Result<String, Failure> {
 pub(super) async fn pull(context: &Context, args: PullArgs) -> Result<(), Failure> {
     let reference = canonical(&args.reference)?;
     let mut client = context.connect().await?;
-    let platform = args.platform.unwrap_or_default();
-    let image = pull_image(&mut client, reference, platform, args.quiet).await?;
+    let request = api::PullRequest {
+        reference,
+        platform: args.platform.unwrap_or_default(),
+        all_platforms: args.all_platforms,
+        jobs: args.jobs,
+        gives_credentials: true,
+    };
+    let image = pull_image(&mut client, request, args.quiet).await?;
     print(&format!("{}\n", image.target))
 }
 
 /// Pulls with progress on standard error.
 pub(super) async fn pull_image(
     client: &mut Client,
-    reference: String,
-    platform: String,
+    request: api::PullRequest,
     quiet: bool,
 ) -> Result<api::Image, Failure> {
     let mut progress = Progress::new(quiet);
     let mut broken: Option<Instant> = None;
     loop {
-        let request = api::PullRequest { reference: reference.clone(), platform: platform.clone() };
-        let status = match pull_once(client, request, &mut progress).await {
+        let status = match pull_once(client, request.clone(), &mut progress).await {
             Ok(pulled) => return pulled.ok_or_else(|| incomplete("the image")),
             Err(status) => status,
         };
         // A worker that died or made room for another: what is here already is not pulled again
         let since = *broken.get_or_insert_with(Instant::now);
-        if !api::is_lost(&status) || since.elapsed() > BROKEN_LIMIT {
+        if !api::is_lost(&status) || is_gone(&status) || since.elapsed() > BROKEN_LIMIT {
             return Err(status.into());
         }
         tokio::time::sleep(AGAIN_AFTER).await;
     }
+}
+
+/// Whether nobody listens any more: the daemon was stopped, and no worker will follow.
+fn is_gone(status: &tonic::Status) -> bool {
+    use std::io::{Error, ErrorKind};
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let kind = error.downcast_ref::<Error>().map(Error::kind);
+        if matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused)) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// One attempt; the image, unless the daemon said nothing of it.
@@ -76,11 +95,12 @@ async fn pull_once(
         match event.event {
             Some(Event::Resolved(resolved)) => progress.resolved(&resolved),
             Some(Event::Layer(layer)) => progress.layer(&layer),
+            Some(Event::Credentials(wanted)) => give_credentials(client, wanted).await?,
             Some(Event::Done(image)) => {
                 progress.done(&image.name, image.size);
                 return Ok(Some(image));
             }
-            None => {}
+            Some(Event::Pushed(_)) | None => {}
         }
     }
     Ok(None)
@@ -110,7 +130,14 @@ pub(super) async fn ensure(
         }
         Err(failure) if failure.class == Class::NotFound => {
             let platform = platform.unwrap_or_default();
-            pull_image(client, reference.to_owned(), platform, false).await.map(|_| ())
+            let reference = reference.to_owned();
+            let request = api::PullRequest {
+                reference,
+                platform,
+                gives_credentials: true,
+                ..api::PullRequest::default()
+            };
+            pull_image(client, request, false).await.map(|_| ())
         }
         Err(failure) => Err(failure),
     }
@@ -171,6 +198,6 @@ pub(super) async fn inspect(context: &Context, reference: String) -> Result<(), 
 }
 
 /// Images here are also found by digest, which is no reference.
-fn name_or_digest(text: &str) -> Result<String, Failure> {
+pub(super) fn name_or_digest(text: &str) -> Result<String, Failure> {
     if text.parse::<peel_index::Digest>().is_ok() { Ok(text.to_owned()) } else { canonical(text) }
 }

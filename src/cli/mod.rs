@@ -7,6 +7,7 @@ mod images;
 mod mount;
 mod output;
 mod progress;
+mod registry;
 mod service;
 mod stats;
 
@@ -21,7 +22,7 @@ use crate::{
     layers::SPAN_CACHE_BYTES,
     paths::Paths,
 };
-use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global};
+use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global, NetworkArgs, RoleArgs};
 
 /// Parses the process's arguments and runs them.
 pub fn main() -> ExitCode {
@@ -49,14 +50,30 @@ impl Context {
     }
 
     /// How a process of the daemon runs.
-    fn process(self, background: bool, span_cache: u64, watchdog: u64) -> daemon::keeper::Options {
+    fn process(
+        self,
+        background: bool,
+        span_cache: u64,
+        watchdog: u64,
+        network: &NetworkArgs,
+    ) -> daemon::keeper::Options {
         daemon::keeper::Options {
             paths: self.paths,
             log_level: self.start.log_level,
             span_cache,
+            follow_starts: true,
             background,
             patience: std::time::Duration::from_secs(watchdog),
+            network: network.options(),
+            network_args: network.arguments(),
         }
+    }
+
+    /// The same for one that another process of the daemon has started.
+    fn role(self, role: &RoleArgs) -> daemon::keeper::Options {
+        let follow_starts = !role.no_follow_starts;
+        let options = self.process(role.background, role.span_cache, 0, &role.network);
+        daemon::keeper::Options { follow_starts, ..options }
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
@@ -71,14 +88,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Daemon(args) => match args.command {
             None => {
                 let span_cache = args.span_cache.unwrap_or(SPAN_CACHE_BYTES);
-                daemon::keeper::run(&context.process(args.background, span_cache, args.watchdog))
+                let options =
+                    context.process(args.background, span_cache, args.watchdog, &args.network);
+                let follow_starts = !args.no_follow_starts;
+                daemon::keeper::run(&daemon::keeper::Options { follow_starts, ..options })
             }
-            Some(DaemonCommand::Worker(role)) => {
-                Ok(daemon::worker::run(context.process(role.background, role.span_cache, 0)))
-            }
-            Some(DaemonCommand::Keeper(role)) => {
-                daemon::keeper::resume(&context.process(role.background, role.span_cache, 0))
-            }
+            Some(DaemonCommand::Worker(role)) => Ok(daemon::worker::run(context.role(&role))),
+            Some(DaemonCommand::Keeper(role)) => daemon::keeper::resume(&context.role(&role)),
             Some(DaemonCommand::Reload) => {
                 block_on(service::reload(&context)).map(|()| ExitCode::SUCCESS)
             }
@@ -106,6 +122,9 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 async fn client_command(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Pull(args) => images::pull(context, args).await,
+        Command::Push(args) => registry::push(context, args).await,
+        Command::Login(args) => registry::login(args).await,
+        Command::Logout { registry } => registry::logout(registry).await,
         Command::Images(json) => images::list(context, json.json).await,
         Command::Rm { references } => images::remove(context, references).await,
         Command::Inspect { reference } => images::inspect(context, reference).await,

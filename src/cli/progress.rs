@@ -11,7 +11,17 @@ use crate::api::{LayerProgress, Resolved, layer_progress::Stage};
 pub(super) struct Progress {
     mode: Mode,
     started: Instant,
+    words: &'static Words,
 }
+
+/// What is done to a layer.
+struct Words {
+    doing: &'static str,
+    done: &'static str,
+}
+
+const PULL: Words = Words { doing: "pulling", done: "pulled" };
+const PUSH: Words = Words { doing: "pushing", done: "pushed" };
 
 enum Mode {
     Quiet,
@@ -22,6 +32,15 @@ enum Mode {
 impl Progress {
     /// Bars on a terminal, lines otherwise, nothing where `quiet`.
     pub(super) fn new(quiet: bool) -> Self {
+        Self::of(quiet, &PULL)
+    }
+
+    /// The same for a push.
+    pub(super) fn pushing(quiet: bool) -> Self {
+        Self::of(quiet, &PUSH)
+    }
+
+    fn of(quiet: bool, words: &'static Words) -> Self {
         let mode = if quiet {
             Mode::Quiet
         } else if std::io::stderr().is_terminal() {
@@ -29,13 +48,14 @@ impl Progress {
         } else {
             Mode::Plain { ended: BTreeMap::new() }
         };
-        Self { mode, started: Instant::now() }
+        Self { mode, started: Instant::now(), words }
     }
 
     /// The manifest is known.
     pub(super) fn resolved(&mut self, resolved: &Resolved) {
         let line = format!(
-            "pulling {} ({}), {} layers",
+            "{} {} ({}), {} layers",
+            self.words.doing,
             resolved.name,
             short(&resolved.manifest),
             resolved.layers.len()
@@ -59,7 +79,7 @@ impl Progress {
             Mode::Quiet => {}
             Mode::Plain { ended } => {
                 if ended.get(&layer.index) != Some(&layer.stage())
-                    && let Some(line) = ended_line(layer)
+                    && let Some(line) = ended_line(layer, self.words)
                 {
                     note(format_args!("{line}"));
                     ended.insert(layer.index, layer.stage());
@@ -75,13 +95,9 @@ impl Progress {
                 bar.set_position(layer.received);
                 match layer.stage() {
                     Stage::Waiting => bar.set_message("waiting"),
-                    Stage::Running => {
-                        bar.set_message(format!("indexed {}", HumanBytes(layer.indexed)));
-                    }
-                    Stage::Done => {
-                        bar.finish_with_message(format!("indexed {}", HumanBytes(layer.indexed)));
-                    }
-                    Stage::Exists => {
+                    Stage::Running => bar.set_message(indexed(layer)),
+                    Stage::Done => bar.finish_with_message(indexed(layer)),
+                    Stage::Exists | Stage::Mounted => {
                         bar.set_position(layer.size);
                         bar.finish_with_message("exists");
                     }
@@ -94,21 +110,32 @@ impl Progress {
     pub(super) fn done(&self, name: &str, size: u64) {
         if !matches!(self.mode, Mode::Quiet) {
             let seconds = self.started.elapsed().as_secs_f64();
-            note(format_args!("pulled {name}: {} in {seconds:.1} s", HumanBytes(size)));
+            let (done, size) = (self.words.done, HumanBytes(size));
+            note(format_args!("{done} {name}: {size} in {seconds:.1} s"));
         }
     }
 }
 
-fn ended_line(layer: &LayerProgress) -> Option<String> {
+fn indexed(layer: &LayerProgress) -> String {
+    match layer.indexed {
+        0 => String::new(),
+        bytes => format!("indexed {}", HumanBytes(bytes)),
+    }
+}
+
+fn ended_line(layer: &LayerProgress, words: &Words) -> Option<String> {
     let digest = short(&layer.digest);
     match layer.stage() {
         Stage::Waiting | Stage::Running => None,
         Stage::Exists => Some(format!("layer {digest}: exists")),
-        Stage::Done => Some(format!(
-            "layer {digest}: {} pulled, {} indexed",
-            HumanBytes(layer.size),
-            HumanBytes(layer.indexed)
-        )),
+        Stage::Mounted => Some(format!("layer {digest}: taken from another repository")),
+        Stage::Done => {
+            let mut line = format!("layer {digest}: {} {}", HumanBytes(layer.size), words.done);
+            if layer.indexed > 0 {
+                line.push_str(&format!(", {} indexed", HumanBytes(layer.indexed)));
+            }
+            Some(line)
+        }
     }
 }
 

@@ -197,7 +197,7 @@ fn text(stats: &Stats) -> String {
     let ahead = |fate| number("cache_ahead", &[fate]);
     text.push_str(&format!(
         "cache      {} of {} in {} spans; {} hits, {} misses, {} continued, {} waits, {} dropped\n\
-         ahead      {} spans, {} used, {} wasted\n\
+         ahead      {} spans, {} used, {} wasted; {} of them known from the last of {} starts\n\
          content    {} served, {} inflated, {} verified\n\
          requests   {} under way, {} reads queued, {} sent again, {} lookups of what is not there\n\
          faults     {}\n\n",
@@ -212,6 +212,8 @@ fn text(stats: &Stats) -> String {
         ahead("started"),
         ahead("used"),
         ahead("wasted"),
+        number("start_spans", &[]),
+        number("starts", &[]),
         size("served_bytes", &[]),
         size("inflated_bytes", &[]),
         size("verified_bytes", &[]),

@@ -112,6 +112,16 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), ContentError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(ContentError::io("sync", dir))
 }
 
+/// Locks a file for this descriptor; false where another one has it.
+pub(super) fn try_lock(file: &File) -> io::Result<bool> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// The error of a write: a full disk with the figures, else the plain one.
 pub(super) fn space_or_io(
     source: io::Error,

@@ -4,18 +4,22 @@ use std::{
     fmt,
     fs::{self, File, Permissions},
     io::{self, Seek, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use peel_index::{Algorithm, Digest, Hasher};
 
 use super::{
     error::ContentError,
-    file::{available, hash, space_or_io, sync_dir},
+    file::{available, hash, space_or_io, sync_dir, try_lock},
     store::{BlobInfo, blob_path},
 };
 use crate::oci::Descriptor;
+
+/// What is read at once of what was kept.
+const REPLAY_CHUNK: usize = 256 << 10;
 
 /// What a blob is known to be before it is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,46 +36,106 @@ impl From<&Descriptor> for Expected {
     }
 }
 
-/// A blob that is being written; gone without a trace unless it is committed.
+/// A blob that is being written; gone without a trace unless it is committed, or kept to go on.
 pub struct Ingest {
     root: PathBuf,
     /// `ingest/<…>`, which holds `data` and `ref`.
     dir: PathBuf,
     data: PathBuf,
+    /// Locked for as long as the ingest lives: that is what makes the key busy.
     file: File,
     expected: Expected,
     written: u64,
     /// None where the caller hashes.
     hasher: Option<Hasher>,
+    kept: bool,
 }
 
+/// Least bytes that are worth keeping: 1 MiB. Fewer cost less than the question for the rest.
+pub(super) const WORTH_KEEPING: u64 = 1 << 20;
+/// How long what was kept is kept; containerd's leases last as long.
+pub(super) const KEEP_FOR: Duration = Duration::from_secs(24 * 3600);
+/// How often a directory is entered that others are just removing.
+const ENTRIES: usize = 16;
+
 impl Ingest {
-    pub(super) fn begin(root: &Path, key: &str, expected: Expected) -> Result<Self, ContentError> {
+    /// Begins with nothing, or where `resume` is set with what an earlier one has kept.
+    pub(super) fn begin(
+        root: &Path,
+        key: &str,
+        expected: Expected,
+        resume: bool,
+    ) -> Result<Self, ContentError> {
         // Any text is a key, and no key leaves the directory
         let dir = root.join("ingest").join(Digest::sha256(key.as_bytes()).hex());
-        if let (Some(needed), Some(available)) = (expected.size, available(root))
-            && needed > available
-        {
-            let path = root.to_owned();
-            return Err(ContentError::NoSpace { path, needed: Some(needed), available });
-        }
-        fs::create_dir(&dir).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => ContentError::Busy { key: key.to_owned() },
-            _ => space_or_io(e, "create", &dir, expected.size),
-        })?;
-        // From here on the directory is this ingest's, to be removed again on failure
         let data = dir.join("data");
-        let open = || {
-            fs::write(dir.join("ref"), key)?;
-            File::options().read(true).write(true).create_new(true).open(&data)
-        };
-        let file = open().map_err(|e| {
-            drop(fs::remove_dir_all(&dir));
-            space_or_io(e, "create", &data, expected.size)
-        })?;
+        let file = enter(&dir, key, expected.size)?;
+        // From here on the directory is this ingest's, to be removed again on failure
         let algorithm = expected.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let hasher = Some(Hasher::new(algorithm));
-        Ok(Self { root: root.to_owned(), dir, data, file, expected, written: 0, hasher })
+        let mut ingest = Self {
+            root: root.to_owned(),
+            dir,
+            data,
+            file,
+            expected,
+            written: 0,
+            hasher: Some(Hasher::new(algorithm)),
+            kept: false,
+        };
+        ingest.prepare(key, resume)?;
+        if let (Some(size), Some(available)) = (expected.size, available(root))
+            && size.saturating_sub(ingest.written) > available
+        {
+            let (path, needed) = (root.to_owned(), Some(size - ingest.written));
+            // What is there makes room for others
+            return Err(ContentError::NoSpace { path, needed, available });
+        }
+        Ok(ingest)
+    }
+
+    fn prepare(&mut self, key: &str, resume: bool) -> Result<(), ContentError> {
+        let size = self.expected.size;
+        let failed = |data: &Path| {
+            let data = data.to_owned();
+            move |e| space_or_io(e, "create", &data, size)
+        };
+        let found = self.file.metadata().map_err(failed(&self.data))?.len();
+        let fits = size.is_none_or(|size| found <= size);
+        if resume && fits && found >= WORTH_KEEPING {
+            self.written = found;
+            self.hasher = None;
+            self.file.seek(io::SeekFrom::End(0)).map_err(failed(&self.data))?;
+            return Ok(());
+        }
+        self.file.set_len(0).map_err(failed(&self.data))?;
+        fs::write(self.dir.join("ref"), key).map_err(failed(&self.data))
+    }
+
+    /// Gives what an earlier ingest has kept to `each`, in order: the caller hashes it, since it may
+    /// have been damaged since.
+    ///
+    /// # Errors
+    /// Those of `each`, and of reading.
+    pub fn replay<E: From<ContentError>>(
+        &self,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut chunk = vec![0; REPLAY_CHUNK];
+        let mut offset = 0;
+        while offset < self.written {
+            let left = usize::try_from(self.written - offset).unwrap_or(usize::MAX);
+            let part = &mut chunk[..left.min(REPLAY_CHUNK)];
+            self.file.read_exact_at(part, offset).map_err(ContentError::io("read", &self.data))?;
+            offset += part.len() as u64;
+            each(part)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves what was written for an ingest of the same key that goes on where this one ends,
+    /// where that is worth anything; for a day at most.
+    pub fn keep(mut self) {
+        self.kept = self.written >= WORTH_KEEPING;
     }
 
     /// Leaves the hashing to the caller, who sees the same bytes and has to end with
@@ -164,6 +228,66 @@ impl Ingest {
     }
 }
 
+/// Makes an ingest's directory where there is none, opens its data and locks it.
+fn enter(dir: &Path, key: &str, size: Option<u64>) -> Result<File, ContentError> {
+    let data = dir.join("data");
+    let failed = |e| space_or_io(e, "create", dir, size);
+    for _ in 0..ENTRIES {
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            _ => {}
+        }
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(&data);
+        let file = match open {
+            Ok(file) => file,
+            // Its owner has just removed it
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(failed(e)),
+        };
+        if !try_lock(&file).map_err(failed)? {
+            return Err(ContentError::Busy { key: key.to_owned() });
+        }
+        // Locked, but is it still the one that others find?
+        let own = file.metadata().map_err(failed)?.ino();
+        if fs::metadata(&data).is_ok_and(|found| found.ino() == own) {
+            return Ok(file);
+        }
+    }
+    Err(ContentError::Busy { key: key.to_owned() })
+}
+
+/// Removes ingests that nobody is writing and that are not worth keeping, or no longer; and whatever
+/// else is there that is not wanted.
+pub(super) fn sweep(
+    root: &Path,
+    is_wanted: impl Fn(&Path) -> Result<bool, ContentError>,
+) -> Result<(), ContentError> {
+    let place = root.join("ingest");
+    let failed = || ContentError::io("clean up", &place);
+    for entry in fs::read_dir(&place).map_err(failed())? {
+        let dir = entry.map_err(failed())?.path();
+        let file = match File::open(dir.join("data")) {
+            Ok(file) if !try_lock(&file).map_err(failed())? => continue,
+            Ok(file) => Some(file),
+            Err(_) => None,
+        };
+        let is_kept = file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|found| {
+            let age = found.modified().ok().and_then(|then| then.elapsed().ok());
+            // A time ahead of the clock counts as now
+            found.len() >= WORTH_KEEPING && age.is_none_or(|age| age < KEEP_FOR)
+        });
+        if is_kept || (file.is_none() && is_wanted(&dir)?) {
+            continue;
+        }
+        let removed = if dir.is_dir() { fs::remove_dir_all(&dir) } else { fs::remove_file(&dir) };
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed()(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Debug for Ingest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ingest")
@@ -176,6 +300,9 @@ impl fmt::Debug for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         // What cannot be removed now is removed when the store is opened next
         drop(fs::remove_dir_all(&self.dir));
     }

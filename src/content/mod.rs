@@ -6,21 +6,24 @@
 //!   index.json                        one entry a name, replaced as a whole
 //!   blobs/<alg>/<hex>                 complete and verified, mode 0444, never written again
 //!   ingest/<sha256 of key>/{data,ref} being written; `ref` holds the key
+//!   ingest/<sha256 of pull>/{blobs,ref} what a pull that is not done wants to find again
 //! ```
 //!
 //! A blob appears under its digest only when it is complete, verified and on stable storage: data
-//! file, fsync, rename, fsync of the directory. An ingest that is dropped, or that a crash left
-//! behind, leaves nothing.
+//! file, fsync, rename, fsync of the directory. An ingest that is dropped leaves nothing; one that is
+//! kept, or that a crash left behind, goes on when its key is ingested again, for a day.
 //!
 //! Everything here blocks; async code calls it through `spawn_blocking`.
 //!
 //! Locking: the store has one owner (the daemon's worker, by the lock of its metadata store). The
-//! file system arbitrates between its threads: one ingest a key by `mkdir`, blobs by `rename`. One
-//! mutex orders the writers of `index.json`; nothing is called under it but file operations.
+//! file system arbitrates between its threads: one ingest a key by `flock` of its data, blobs by
+//! `rename`. One mutex orders the writers of `index.json`, another those of lists of what is kept;
+//! nothing is called under them but file operations.
 
 mod error;
 mod file;
 mod ingest;
+mod kept;
 mod layout;
 mod store;
 

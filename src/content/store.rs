@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     error::ContentError,
     file::{open_regular, read_verified, replace, sync_dir},
-    ingest::{Expected, Ingest},
+    ingest::{Expected, Ingest, sweep},
     layout::{LAYOUT_FILE, OciLayout},
 };
 use crate::oci::{ANNOTATION_REF_NAME, Descriptor, MEDIA_TYPE_OCI_INDEX};
@@ -26,6 +26,8 @@ const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 pub struct ContentStore {
     root: PathBuf,
     index: Mutex<()>,
+    /// Orders the writers of lists of what is kept.
+    pub(super) kept: Mutex<()>,
 }
 
 /// A blob that is there.
@@ -39,9 +41,9 @@ pub struct BlobInfo {
 
 impl ContentStore {
     /// Opens the store at `root` (`<peel's root>/content`), made where there is none. What an
-    /// earlier owner left half written is removed: the caller has to be the only owner.
+    /// earlier owner left half written is removed, but for what an ingest may go on with.
     pub fn open(root: &Path) -> Result<Self, ContentError> {
-        let store = Self { root: root.to_owned(), index: Mutex::new(()) };
+        let store = Self { root: root.to_owned(), index: Mutex::new(()), kept: Mutex::new(()) };
         let there = |path: &Path| path.try_exists().map_err(ContentError::io("look at", path));
         let marker = root.join(LAYOUT_FILE);
         let is_new = !there(&marker)?;
@@ -55,13 +57,13 @@ impl ContentStore {
         }
         sync_dir(&root.join("blobs"))?;
         let ingest = root.join("ingest");
-        match fs::remove_dir_all(&ingest) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(ContentError::Io { action: "remove", path: ingest, source: e });
+        match fs::create_dir(&ingest) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(ContentError::Io { action: "create", path: ingest, source: e });
             }
             _ => {}
         }
-        fs::create_dir(&ingest).map_err(ContentError::io("create", &ingest))?;
+        store.sweep_ingests()?;
         if !there(&root.join("index.json"))? {
             store.write_index(&[])?;
         }
@@ -114,7 +116,19 @@ impl ContentStore {
     /// Begins to write a blob. `key` names what is written (a descriptor's digest, or a name); the
     /// same key is refused as [`ContentError::Busy`] while its ingest lives.
     pub fn begin(&self, key: &str, expected: Expected) -> Result<Ingest, ContentError> {
-        Ingest::begin(&self.root, key, expected)
+        Ingest::begin(&self.root, key, expected, false)
+    }
+
+    /// The same, but goes on with what an earlier ingest of the key has kept, or a process that was
+    /// killed has left. Those bytes are to be [replayed](Ingest::replay) into the caller's hash.
+    pub fn resume(&self, key: &str, expected: Expected) -> Result<Ingest, ContentError> {
+        Ingest::begin(&self.root, key, expected, true)
+    }
+
+    /// Removes ingests that nobody is writing and that are too small or too old to go on with; and lists
+    /// of what pulls want that name nothing worth keeping.
+    pub fn sweep_ingests(&self) -> Result<(), ContentError> {
+        sweep(&self.root, |dir| Ok(!self.kept_in(dir)?.is_empty()))
     }
 
     /// Removes a blob; false where there was none. Readers that have it open keep it.

@@ -44,6 +44,7 @@ pub(super) fn event(event: PullEvent) -> api::pull_event::Event {
             Stage::Running => layer_progress::Stage::Running,
             Stage::Done => layer_progress::Stage::Done,
             Stage::Exists => layer_progress::Stage::Exists,
+            Stage::Mounted => layer_progress::Stage::Mounted,
         }
         .into(),
         received: progress.received,

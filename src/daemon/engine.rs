@@ -20,7 +20,7 @@ use std::{
 use peel_index::{Digest, Tree};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockReadGuard};
 
-use super::{clients::Clients, slots::Slots};
+use super::{clients::Clients, slots::Slots, transfer::Questions};
 use crate::{
     content::ContentStore,
     failure::{Class, Failure, chain},
@@ -30,6 +30,7 @@ use crate::{
     metadata::{IdKind, ImageRecord, Metadata, Opened},
     mountinfo,
     paths::Paths,
+    registry::RegistryOptions,
     snapshot::Snapshots,
 };
 
@@ -46,6 +47,7 @@ pub(super) struct Engine {
     pub(super) images: Images,
     pub(super) boot_id: String,
     pub(super) clients: Clients,
+    pub(super) questions: Arc<Questions>,
     slots: Arc<Slots>,
     gate: Arc<RwLock<()>>,
     merging: Mutex<()>,
@@ -93,6 +95,7 @@ impl Engine {
         paths: Paths,
         content: Arc<ContentStore>,
         layers: Arc<Layers>,
+        network: RegistryOptions,
     ) -> Result<Arc<Self>, Failure> {
         let Opened { metadata, recovered } = Metadata::open(&paths.root().join("metadata"))?;
         if let Some(recovered) = &recovered {
@@ -105,6 +108,7 @@ impl Engine {
             Arc::clone(&layers),
             Arc::clone(&metadata),
             Arc::clone(&slots) as _,
+            network,
         )?;
         let boot_id = mountinfo::boot_id()
             .map_err(|e| Failure::io(&e, format!("cannot read the boot id: {e}")))?;
@@ -131,6 +135,7 @@ impl Engine {
             images,
             boot_id,
             clients: Clients::default(),
+            questions: Arc::default(),
             slots,
             gate: Arc::default(),
             merging: Mutex::new(()),
@@ -282,6 +287,7 @@ impl Engine {
 
     /// The last thing before the process ends.
     pub(super) fn close(&self) {
+        self.layers.keep_starts(true);
         self.export();
     }
 }

@@ -30,6 +30,7 @@ mod notify;
 mod service;
 mod slots;
 mod stats;
+mod transfer;
 
 use std::process::ExitCode;
 

@@ -4,14 +4,18 @@ use std::{os::unix::ffi::OsStrExt as _, sync::Arc};
 
 use peel_fuse::metrics::Metrics;
 use rustix::process::Pid;
-use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::UnboundedReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
-use super::{convert, engine::Engine, heir::Keeper, stats};
+use super::{
+    convert,
+    engine::Engine,
+    heir::Keeper,
+    stats,
+    transfer::{self, EventStream},
+};
 use crate::{
-    api::{self, peel_server::Peel, pull_event::Event},
+    api::{self, peel_server::Peel},
     failure::{Class, Failure, chain},
 };
 
@@ -97,64 +101,24 @@ impl Peel for Service {
         Ok(answer)
     }
 
-    type PullStream = UnboundedReceiverStream<Result<api::PullEvent, Status>>;
+    type PullStream = EventStream;
 
     async fn pull(&self, request: Request<api::PullRequest>) -> Answer<Self::PullStream> {
-        let request = request.into_inner();
-        let engine = Arc::clone(&self.engine);
-        // Unbounded, but throttled by its producer: a few events a second and layer
-        let (events, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            let send = {
-                let events = events.clone();
-                move |event| {
-                    // A client that has gone away cancels the pull below
-                    let _ = events.send(Ok(api::PullEvent { event: Some(event) }));
-                }
-            };
-            let tell = {
-                let send = send.clone();
-                Arc::new(move |event| send(convert::event(event)))
-            };
-            let cancel = CancellationToken::new();
-            let pulling = Arc::clone(&engine);
-            let pull = async {
-                let engine = pulling;
-                let _busy = engine.busy_owned().await;
-                let (reference, platform) = (&request.reference, &request.platform);
-                engine.images.pull(reference, platform, tell, cancel.clone()).await
-            };
-            let mut pull = Box::pin(pull);
-            let result = tokio::select! {
-                result = &mut pull => result,
-                () = events.closed() => {
-                    // What runs is awaited: GC would not see what it is about to put in place
-                    cancel.cancel();
-                    pull.await
-                }
-            };
-            let failed = result.is_err();
-            let sweep = move || match failed {
-                true => engine.collect_garbage(),
-                false => engine.collect_if_due(),
-            };
-            // Before the answer: who is told of a failure finds nothing left of it
-            if let Ok(Err(failure)) = tokio::task::spawn_blocking(sweep).await {
-                tracing::error!(error = %failure, "cannot clean up after a pull");
-            }
-            match result {
-                Ok(image) => {
-                    tracing::info!(image = %image.name, digest = %image.target.digest, "pulled");
-                    send(Event::Done(convert::image(&image)));
-                }
-                Err(failure) => {
-                    let reference = &request.reference;
-                    tracing::error!(%reference, error = %failure, "pull failed");
-                    let _ = events.send(Err(failure.into()));
-                }
-            }
-        });
-        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+        Ok(Response::new(transfer::pull(Arc::clone(&self.engine), request.into_inner())))
+    }
+
+    type PushStream = EventStream;
+
+    async fn push(&self, request: Request<api::PushRequest>) -> Answer<Self::PushStream> {
+        Ok(Response::new(transfer::push(Arc::clone(&self.engine), request.into_inner())))
+    }
+
+    async fn give_credentials(
+        &self,
+        request: Request<api::GiveCredentialsRequest>,
+    ) -> Answer<api::GiveCredentialsResponse> {
+        self.engine.questions.answer(request.into_inner())?;
+        Ok(Response::new(api::GiveCredentialsResponse {}))
     }
 
     async fn list_images(

@@ -228,6 +228,26 @@ const TABLE: &[Row] = &[
     ),
     Row(
         Definition {
+            name: "starts",
+            unit: Count,
+            behaviour: Counter,
+            labels: &[],
+            help: "Times that a layer came into use",
+        },
+        |s| one(s.cache.starts),
+    ),
+    Row(
+        Definition {
+            name: "start_spans",
+            unit: Count,
+            behaviour: Counter,
+            labels: &[],
+            help: "Of the spans decoded ahead, those that were read when a layer last came into use",
+        },
+        |s| one(s.cache.start_spans),
+    ),
+    Row(
+        Definition {
             name: "cache_served",
             unit: Bytes,
             behaviour: Counter,

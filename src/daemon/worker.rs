@@ -102,6 +102,8 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         .parse()
         .map_err(|e| Failure::new(Class::Other, format!("bad handshake from the keeper: {e}")))?;
     let (paths, span_cache) = (options.paths.clone(), options.span_cache);
+    let follow_starts = options.follow_starts;
+    let network = options.network.clone();
     let keeper = Keeper::watch(options, estate, &facts, line).map_err(no_estate)?;
 
     super::engine::check_layout(paths.root())?;
@@ -110,9 +112,10 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
     let layers = Layers::open(paths.root(), Arc::clone(&content), span_cache);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
+    layers.follow_starts(follow_starts);
     let metrics = serve_files(fuse, &handshake, &layers, flights)?;
 
-    let engine = Engine::open(paths.clone(), content, layers)?;
+    let engine = Engine::open(paths.clone(), content, layers, network)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(
@@ -197,7 +200,11 @@ async fn answer(
             every.tick().await;
             let engine = Arc::clone(&engine);
             // A panic there has ended the process already: see Engine::export
-            let _ = tokio::task::spawn_blocking(move || engine.export()).await;
+            let keep = move || {
+                engine.layers.keep_starts(false);
+                engine.export();
+            };
+            let _ = tokio::task::spawn_blocking(keep).await;
         }
     });
     let by_request = Arc::new(AtomicBool::new(false));

@@ -40,6 +40,7 @@ pub fn sweep(
         }
     }
     let mut blobs: HashSet<Digest> = images.iter().flat_map(blobs).collect();
+    blobs.extend(content.kept_blobs()?);
     for diff_id in &diff_ids {
         // An index may have been built from another blob of the same content
         if let Ok(Some(layer)) = layers.layer_by_diff_id(diff_id) {
@@ -54,6 +55,7 @@ pub fn sweep(
     for diff_id in layers.diff_ids().into_iter().filter(|id| !diff_ids.contains(id)) {
         freed += layers.remove_layer(&diff_id)?;
     }
+    content.sweep_ingests()?;
     for blob in content.blobs()? {
         let blob = blob?;
         if !blobs.contains(&blob.digest) && content.remove(&blob.digest)? {
@@ -68,11 +70,17 @@ pub fn sweep(
 }
 
 fn diff_ids(image: &ImageRecord) -> impl Iterator<Item = Digest> {
-    image.layers.iter().map(|layer| layer.diff_id)
+    let others = image.others.iter().flat_map(|other| &other.layers);
+    image.layers.iter().chain(others).map(|layer| layer.diff_id)
 }
 
 fn blobs(image: &ImageRecord) -> impl Iterator<Item = Digest> {
     let own = [image.target.digest, image.manifest, image.config];
     let indexes = image.indexes.iter().copied();
-    own.into_iter().chain(indexes).chain(image.layers.iter().map(|layer| layer.digest))
+    let others = image.others.iter().flat_map(|other| {
+        let layers = other.layers.iter().map(|layer| layer.digest);
+        [other.manifest, other.config].into_iter().chain(layers)
+    });
+    let layers = image.layers.iter().map(|layer| layer.digest);
+    own.into_iter().chain(indexes).chain(layers).chain(others).chain(image.attached.iter().copied())
 }

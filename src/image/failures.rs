@@ -92,7 +92,7 @@ impl From<MetadataError> for Failure {
 
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
-        let class = match &error {
+        let class = match error.innermost() {
             RegistryError::Unreachable { .. }
             | RegistryError::Tls { .. }
             | RegistryError::NoCertificates { .. }
@@ -103,9 +103,15 @@ impl From<RegistryError> for Failure {
             RegistryError::Unauthorised { .. } => Class::Denied,
             RegistryError::TooLarge { .. }
             | RegistryError::Length { .. }
+            | RegistryError::Ended { .. }
+            | RegistryError::Range { .. }
             | RegistryError::Digest { .. }
+            | RegistryError::Pushed { .. }
+            | RegistryError::Hosts { .. }
             | RegistryError::NotJson { .. }
             | RegistryError::Protocol { .. } => Class::BadData,
+            RegistryError::Status { status: 500..=599, .. } => Class::Unavailable,
+            RegistryError::NoHost { .. } => Class::Denied,
             _ => Class::Other,
         };
         let hint = error.hint().unwrap_or("is the host a registry, and is it well?");

@@ -1,14 +1,15 @@
 //! One layer: bytes in, blob and index in place. Blocking; runs on a thread of the pool.
 
 use std::{
+    collections::HashSet,
     fs::File,
-    io::Read as _,
+    io::{self, Read as _, Seek as _, SeekFrom},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use peel_index::{BuiltLayer, Digest, LayerBuilder};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Store, cancelled, cores::Share};
@@ -17,7 +18,7 @@ use crate::{
     failure::{Class, Failure, chain},
     layers::CopyFile,
     metadata::LayerRef,
-    oci::Descriptor,
+    oci::{Descriptor, DocumentKind, LayerKind, MAX_MANIFEST_SIZE, references},
 };
 
 const SOURCE_BROKEN: &str = "pull again; if it persists, the source is broken";
@@ -28,29 +29,51 @@ const SPREAD_AFTER: u64 = 1 << 20;
 /// What is read from a file at once.
 const CHUNK: usize = 256 << 10;
 
-/// Where the compressed bytes of a layer come from.
-pub(super) enum Input {
-    /// Chunks that a task receives; the channel's end is the stream's end.
-    Stream(mpsc::Receiver<Result<Bytes, Failure>>),
-    /// A file that is here.
+/// Compressed bytes of a layer.
+pub(super) enum Piece {
+    /// The next ones.
+    Bytes(Bytes),
+    /// All that follow, in a file from an offset on.
+    File(File, u64),
+}
+
+/// Where the compressed bytes of a layer come from: a task that is told which byte is the first.
+pub(super) struct Feed {
+    pub(super) ready: oneshot::Sender<u64>,
+    /// The channel's end is the stream's end.
+    pub(super) pieces: mpsc::Receiver<Result<Piece, Failure>>,
+}
+
+/// The same, once it has begun.
+enum Input {
+    Pieces(mpsc::Receiver<Result<Piece, Failure>>),
     File(File),
 }
 
 impl Input {
     fn next(&mut self) -> Option<Result<Bytes, Failure>> {
-        match self {
-            Self::Stream(chunks) => chunks.blocking_recv(),
-            Self::File(file) => {
-                let mut chunk = vec![0; CHUNK];
-                match file.read(&mut chunk) {
-                    Ok(0) => None,
-                    Ok(len) => {
-                        chunk.truncate(len);
-                        Some(Ok(chunk.into()))
+        let failed = |e: &io::Error| Failure::io(e, format!("cannot read a blob: {e}"));
+        if let Self::Pieces(pieces) = self {
+            match pieces.blocking_recv()? {
+                Ok(Piece::Bytes(bytes)) => return Some(Ok(bytes)),
+                Ok(Piece::File(mut file, from)) => {
+                    if let Err(e) = file.seek(SeekFrom::Start(from)) {
+                        return Some(Err(failed(&e)));
                     }
-                    Err(e) => Some(Err(Failure::io(&e, format!("cannot read a blob: {e}")))),
+                    *self = Self::File(file);
                 }
+                Err(failure) => return Some(Err(failure)),
             }
+        }
+        let Self::File(file) = self else { return None };
+        let mut chunk = vec![0; CHUNK];
+        match file.read(&mut chunk) {
+            Ok(0) => None,
+            Ok(len) => {
+                chunk.truncate(len);
+                Some(Ok(chunk.into()))
+            }
+            Err(e) => Some(Err(failed(&e))),
         }
     }
 }
@@ -90,21 +113,73 @@ impl Store {
         call_off: &CancellationToken,
     ) -> Result<(), Failure> {
         let blob = self.content.open_blob(&layer.digest)?;
-        self.index(layer, Input::File(blob), None, call_off, &mut |_, _| {})
+        let tell: Tell<'_> = &mut |_, _| {};
+        let mut pass = Pass::new(self, layer, call_off, tell)?;
+        pass.read(&mut Input::File(blob), None)?;
+        self.install(pass, None)
     }
 
-    /// Stores and indexes a layer in one pass. `tell` gets the bytes received and indexed so far.
+    /// Stores and indexes a layer in one pass, after what an earlier one has kept where `resume` is
+    /// set. `tell` gets the bytes received and indexed so far.
     pub(super) fn fetch(
         &self,
         layer: &LayerRef,
-        input: Input,
+        feed: Feed,
+        resume: bool,
         call_off: &CancellationToken,
         tell: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Failure> {
         let expected = Expected { digest: Some(layer.digest), size: Some(layer.size) };
-        let ingest = self.content.begin(&layer.digest.to_string(), expected)?;
+        let key = layer.digest.to_string();
+        let ingest = match resume {
+            true => self.content.resume(&key, expected)?,
+            false => self.content.begin(&key, expected)?,
+        };
         // The builder hashes the same bytes
-        self.index(layer, input, Some(ingest.hashed_by_caller()), call_off, tell)
+        let mut ingest = ingest.hashed_by_caller();
+        let mut pass = Pass::new(self, layer, call_off, tell)?;
+        if ingest.written() > 0 {
+            tracing::info!(layer = %layer.digest, from = ingest.written(), "going on with a layer");
+            ingest.replay(|chunk| pass.take(chunk))?;
+        }
+        let Feed { ready, pieces } = feed;
+        // Whoever has called it off is gone
+        let _ = ready.send(ingest.written());
+        match pass.read(&mut Input::Pieces(pieces), Some(&mut ingest)) {
+            // The other end is gone, as when the daemon is stopped: a whole answer has its length
+            Ok(()) if pass.received < layer.size => {
+                ingest.keep();
+                Err(pass.wrong_size(pass.received))
+            }
+            Ok(()) => self.install(pass, Some(ingest)),
+            Err(Stop::Broken(failure)) => {
+                ingest.keep();
+                Err(failure)
+            }
+            Err(Stop::Failed(failure)) => Err(failure),
+        }
+    }
+
+    /// Stores a blob that is no layer, as it comes.
+    pub(super) fn fetch_plain(
+        &self,
+        descriptor: &Descriptor,
+        feed: Feed,
+        call_off: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let mut ingest = self.content.begin(&descriptor.digest.to_string(), descriptor.into())?;
+        let Feed { ready, pieces } = feed;
+        // As above
+        let _ = ready.send(0);
+        let mut input = Input::Pieces(pieces);
+        while let Some(chunk) = input.next() {
+            ingest.write(&chunk?)?;
+            if call_off.is_cancelled() {
+                return Err(cancelled());
+            }
+        }
+        ingest.commit()?;
+        Ok(())
     }
 
     /// Stores a document that is in memory.
@@ -119,32 +194,10 @@ impl Store {
         Ok(())
     }
 
-    fn index(
-        &self,
-        layer: &LayerRef,
-        mut input: Input,
-        mut ingest: Option<Ingest>,
-        call_off: &CancellationToken,
-        tell: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), Failure> {
-        let mut pass = Pass::new(layer, self.layers.new_copy()?, self.cores.enter());
-        let mut told = Instant::now();
-        while let Some(chunk) = input.next() {
-            let chunk = chunk?;
-            // A stream ends when it is called off; a file would be read to its end
-            if call_off.is_cancelled() {
-                return Err(cancelled());
-            }
-            pass.push(&chunk)?;
-            if let Some(ingest) = &mut ingest {
-                ingest.write(&chunk)?;
-            }
-            if told.elapsed() >= TELL_EVERY {
-                told = Instant::now();
-                tell(pass.received, pass.indexed());
-            }
-        }
-        let (built, copy) = match pass.finish() {
+    /// Puts blob and index in their places.
+    fn install(&self, pass: Pass<'_>, ingest: Option<Ingest>) -> Result<(), Failure> {
+        let layer = pass.layer;
+        let (built, copy, tell) = match pass.finish() {
             Ok(finished) => finished,
             Err(failure) => {
                 // A wrong digest explains a malformed stream; the blob itself is of no use
@@ -168,8 +221,11 @@ impl Store {
     pub(super) fn write_index(&self) -> Result<(), Failure> {
         let mut entries = Vec::new();
         for image in self.metadata.images()? {
-            // The platform's manifest, as the rest of an index it came from is not here
-            if let Some(found) = self.content.info(&image.manifest)? {
+            let target = image.target.descriptor();
+            // An index whose rest is not here is of no use to others, but its platform's manifest is
+            if self.content.contains(&target.digest)? && self.whole(&target)?.is_some() {
+                entries.push((image.name, target));
+            } else if let Some(found) = self.content.info(&image.manifest)? {
                 let descriptor = Descriptor {
                     platform: image.platform.parse().ok(),
                     ..Descriptor::new(image.manifest_type, image.manifest, found.size)
@@ -179,7 +235,60 @@ impl Store {
         }
         Ok(self.content.write_index(&entries)?)
     }
+
+    /// Everything that a manifest or an index names and is made of, children first and itself last;
+    /// `None` where some of it is not here.
+    pub(super) fn whole(&self, target: &Descriptor) -> Result<Option<Vec<Descriptor>>, Failure> {
+        let mut order = Vec::new();
+        // What is still to be entered, or, when it is entered, to be left
+        let mut pending = vec![(target.clone(), false)];
+        let mut entered = HashSet::new();
+        while let Some((descriptor, is_done)) = pending.pop() {
+            if is_done {
+                order.push(descriptor);
+                continue;
+            }
+            if !entered.insert(descriptor.digest) {
+                continue;
+            }
+            if !self.content.contains(&descriptor.digest)? {
+                let foreign = LayerKind::from_media_type(&descriptor.media_type);
+                if foreign.is_some_and(|kind| kind.foreign) {
+                    continue;
+                }
+                return Ok(None);
+            }
+            use DocumentKind::{Index, Manifest};
+            let kind = DocumentKind::from_media_type(&descriptor.media_type);
+            let mut children = Vec::new();
+            if matches!(kind, Some(Index | Manifest)) {
+                let bytes = self.content.read_blob(&descriptor.digest, MAX_MANIFEST_SIZE)?;
+                children = references(descriptor.digest, &bytes)?;
+            }
+            pending.push((descriptor, true));
+            pending.extend(children.into_iter().rev().map(|child| (child, false)));
+        }
+        Ok(Some(order))
+    }
 }
+
+/// Why a pass stopped.
+enum Stop {
+    /// The bytes stopped coming: those that came are good as far as anybody knows.
+    Broken(Failure),
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Broken(failure) | Stop::Failed(failure) => failure,
+        }
+    }
+}
+
+type Tell<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// The pass over one blob.
 struct Pass<'a> {
@@ -188,16 +297,59 @@ struct Pass<'a> {
     copy: CopyFile,
     builder: Result<LayerBuilder, Failure>,
     share: Share<'a>,
+    call_off: &'a CancellationToken,
+    tell: Tell<'a>,
+    told: Instant,
 }
 
 impl<'a> Pass<'a> {
-    fn new(layer: &'a LayerRef, copy: CopyFile, share: Share<'a>) -> Self {
+    fn new(
+        store: &'a Store,
+        layer: &'a LayerRef,
+        call_off: &'a CancellationToken,
+        tell: Tell<'a>,
+    ) -> Result<Self, Failure> {
         let builder = Ok(LayerBuilder::new(layer.digest.algorithm()));
-        Self { layer, received: 0, copy, builder, share }
+        let (copy, share) = (store.layers.new_copy()?, store.cores.enter());
+        let told = Instant::now();
+        Ok(Self { layer, received: 0, copy, builder, share, call_off, tell, told })
     }
 
     fn indexed(&self) -> u64 {
         self.builder.as_ref().map_or(0, LayerBuilder::tar_bytes)
+    }
+
+    /// Takes everything there is, and writes it down where it has to be.
+    fn read(&mut self, input: &mut Input, mut ingest: Option<&mut Ingest>) -> Result<(), Stop> {
+        while let Some(chunk) = input.next() {
+            let chunk = chunk.map_err(|failure| match failure.class {
+                Class::BadData => Stop::Failed(failure),
+                _ => Stop::Broken(failure),
+            })?;
+            self.take(&chunk).map_err(|failure| match self.call_off.is_cancelled() {
+                true => Stop::Broken(failure),
+                false => Stop::Failed(failure),
+            })?;
+            if let Some(ingest) = &mut ingest {
+                ingest.write(&chunk).map_err(|error| Stop::Failed(error.into()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one chunk and tells now and then.
+    fn take(&mut self, chunk: &[u8]) -> Result<(), Failure> {
+        // A stream ends when it is called off; a file would be read to its end
+        if self.call_off.is_cancelled() {
+            return Err(cancelled());
+        }
+        self.push(chunk)?;
+        if self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            let indexed = self.indexed();
+            (self.tell)(self.received, indexed);
+        }
+        Ok(())
     }
 
     fn push(&mut self, chunk: &[u8]) -> Result<(), Failure> {
@@ -231,7 +383,7 @@ impl<'a> Pass<'a> {
         Failure::new(Class::BadData, message).hint(SOURCE_BROKEN)
     }
 
-    fn finish(self) -> Result<(BuiltLayer, CopyFile), Failure> {
+    fn finish(self) -> Result<(BuiltLayer, CopyFile, Tell<'a>), Failure> {
         let layer = self.layer;
         if self.received != layer.size {
             return Err(self.wrong_size(self.received));
@@ -254,7 +406,7 @@ impl<'a> Pass<'a> {
         }
         let mut copy = self.copy;
         copy.append(&built.copy_rest)?;
-        Ok((built, copy))
+        Ok((built, copy, self.tell))
     }
 }
 

@@ -11,8 +11,11 @@
 
 mod cores;
 mod failures;
+mod find;
 mod ingest;
+mod job;
 mod pull;
+mod push;
 mod source;
 
 use std::{
@@ -25,6 +28,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::cores::Cores;
+pub use self::{
+    pull::PullOptions,
+    push::{PushOptions, Pushed},
+};
 use crate::{
     content::ContentStore,
     failure::{Class, Failure},
@@ -58,6 +65,8 @@ pub enum Stage {
     Done,
     /// It was there already.
     Exists,
+    /// Of a push: the registry had it in another repository.
+    Mounted,
 }
 
 /// Progress of one layer.
@@ -77,7 +86,7 @@ pub struct LayerProgress {
     pub indexed: u64,
 }
 
-/// What a pull tells while it runs.
+/// What a pull or a push tells while it runs.
 #[derive(Debug, Clone)]
 pub enum PullEvent {
     /// The manifest is known.
@@ -93,13 +102,13 @@ pub enum PullEvent {
     Layer(LayerProgress),
 }
 
-/// Takes a pull's events; called from several threads.
+/// Takes the events of a pull or a push; called from several threads.
 pub type Events = Arc<dyn Fn(PullEvent) + Send + Sync>;
 
 /// See the module.
 pub struct Images {
     store: Arc<Store>,
-    registry: Arc<Registry>,
+    registry: Registry,
     in_flight: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -124,11 +133,12 @@ impl Images {
         layers: Arc<Layers>,
         metadata: Arc<Metadata>,
         slots: Arc<dyn NewSlot>,
+        network: RegistryOptions,
     ) -> Result<Self, Failure> {
         let (cores, places) = (Cores::new(), Arc::new(Semaphore::new(LAYERS_AT_ONCE)));
         Ok(Self {
             store: Arc::new(Store { content, layers, metadata, slots, cores, places }),
-            registry: Arc::new(Registry::new(RegistryOptions::default())?),
+            registry: Registry::new(network)?,
             in_flight: Mutex::default(),
         })
     }

@@ -1,84 +1,116 @@
 //! Pull: resolve, choose the platform, fetch and index the layers, record the image.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock, atomic::AtomicBool},
+};
 
-use futures_util::StreamExt as _;
-use peel_index::{Algorithm, Digest, chain_id};
+use peel_index::{Digest, chain_id};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::Semaphore,
     task::{JoinSet, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Events, Images, LayerProgress, PullEvent, Stage, cancelled,
-    ingest::Input,
-    source::{Blob, Source},
+    Events, Images, PullEvent, Stage, cancelled,
+    find::{Found, Image, find, find_all},
+    job::{Job, feed, progress},
+    source::Source,
 };
 use crate::{
     failure::{Class, Failure},
     metadata::{ImageRecord, LayerRef, TargetDescriptor, now_ns},
-    oci::{Descriptor, ImageConfig, ImageManifest, Platform, Reference, Selection, Step},
+    oci::{Descriptor, LayerDescriptor, Platform, Reference},
+    registry::Credentials,
 };
 
 /// Layers fetched at the same time; as many as containerd's default.
-const PARALLEL_LAYERS: usize = 3;
-/// Chunks that may wait for the indexing thread: with chunks of tens of KiB, a MiB or two.
-const CHUNKS_AHEAD: usize = 32;
+pub(super) const PARALLEL_LAYERS: usize = 3;
+/// Most of them that a caller may ask for.
+const MAX_PARALLEL_LAYERS: usize = 32;
 
-/// What a reference led to.
-struct Found {
-    target: Descriptor,
-    manifest: ImageManifest,
-    manifest_type: String,
-    config: ImageConfig,
-    /// Indexes, manifest and config, to be stored as they came.
-    documents: Vec<(Digest, Vec<u8>)>,
+/// What is to be pulled, and for whom.
+pub struct PullOptions {
+    /// Any reference, oci: paths absolute.
+    pub reference: String,
+    /// os/arch[/variant]; empty for this machine's.
+    pub platform: String,
+    /// Everything that an index names, and not one platform alone.
+    pub all_platforms: bool,
+    /// Layers at the same time; 0 for the default.
+    pub jobs: usize,
+    /// Who asks.
+    pub credentials: Arc<dyn Credentials>,
 }
 
 impl Images {
     /// Pulls an image; what is here already is not fetched again.
     ///
     /// The caller keeps GC away meanwhile. After a failure or a cancellation the caller lets GC
-    /// remove what was stored: nothing is half written, but nothing names it either.
+    /// remove what was stored: nothing names it. Layers that were under way are kept to go on with.
     ///
     /// # Errors
     /// Where the reference, the source, a document or a layer is not what it should be.
     pub async fn pull(
         &self,
-        reference: &str,
-        platform: &str,
+        options: PullOptions,
         events: Events,
         cancel: CancellationToken,
     ) -> Result<ImageRecord, Failure> {
-        let reference: Reference = reference.parse::<Reference>()?;
-        let wanted: Platform =
-            if platform.is_empty() { Platform::host() } else { platform.parse()? };
+        let reference: Reference = options.reference.parse::<Reference>()?;
+        let wanted: Platform = match options.platform.as_str() {
+            "" => Platform::host(),
+            platform => platform.parse()?,
+        };
+        let registry = Arc::new(self.registry.session(Arc::clone(&options.credentials)));
         let resolve = async {
-            let source = Arc::new(Source::open(&self.registry, &reference, &wanted).await?);
-            let found = find(&source, wanted).await?;
+            let source = Arc::new(Source::open(&registry, &reference, &wanted).await?);
+            let mut found = find(&source, wanted.clone()).await?;
+            if options.all_platforms {
+                find_all(&source, &mut found).await?;
+            }
             Ok::<_, Failure>((source, found))
         };
         let (source, found) = tokio::select! {
             result = resolve => result?,
             () = cancel.cancelled() => return Err(cancelled()),
         };
-        let layers = layer_refs(&found)?;
+        let layers = found.layers();
+        let waiting = layers.iter().enumerate();
         events(PullEvent::Resolved {
             name: reference.name(),
-            manifest: found.manifest.digest,
-            layers: layers
-                .iter()
-                .enumerate()
-                .map(|(n, l)| progress(n, l, Stage::Waiting))
-                .collect(),
+            manifest: found.image.manifest.digest,
+            layers: waiting.map(|(n, (_, layer))| progress(n, layer, Stage::Waiting)).collect(),
         });
-        self.store_documents(&found).await?;
-        self.fetch_layers(&source, &found, &layers, &events, &cancel).await?;
-        if cancel.is_cancelled() {
-            return Err(cancelled());
+        let key = reference.name();
+        let (store, name) = (Arc::clone(&self.store), key.clone());
+        let wanted: Vec<_> = layers.iter().map(|(_, layer)| layer.digest).collect();
+        blocking(move || Ok(store.content.keep_blobs(&name, &wanted)?)).await?;
+        let fetch = async {
+            self.store_documents(&found).await?;
+            let jobs = match options.jobs {
+                0 => PARALLEL_LAYERS,
+                jobs => jobs.min(MAX_PARALLEL_LAYERS),
+            };
+            self.fetch_layers(&source, layers, jobs, &events, &cancel).await?;
+            for attached in &found.attached {
+                self.fetch_attached(&source, attached, &cancel).await?;
+            }
+            if cancel.is_cancelled() {
+                return Err(cancelled());
+            }
+            self.record(&reference, found).await
+        };
+        let result = fetch.await;
+        // Who only lost the line comes back for the rest
+        let comes_back =
+            |failure: &Failure| cancel.is_cancelled() || failure.class == Class::Unavailable;
+        if !result.as_ref().is_err_and(comes_back) {
+            let store = Arc::clone(&self.store);
+            blocking(move || Ok(store.content.unkeep(&key)?)).await?;
         }
-        self.record(&reference, found, layers).await
+        result
     }
 
     async fn store_documents(&self, found: &Found) -> Result<(), Failure> {
@@ -95,71 +127,104 @@ impl Images {
     async fn fetch_layers(
         &self,
         source: &Arc<Source>,
-        found: &Found,
-        layers: &[LayerRef],
+        layers: Vec<(LayerDescriptor, LayerRef)>,
+        jobs: usize,
         events: &Events,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
-        let permits = Arc::new(Semaphore::new(PARALLEL_LAYERS));
+        let permits = Arc::new(Semaphore::new(jobs));
         let call_off = cancel.child_token();
+        // What failed first; the others end because of it
+        let first = Arc::new(OnceLock::new());
         let mut tasks = JoinSet::new();
-        for (number, layer) in layers.iter().enumerate() {
+        for (number, (descriptor, layer)) in layers.into_iter().enumerate() {
             let job = Job {
                 store: Arc::clone(&self.store),
                 source: Arc::clone(source),
                 flight: self.flight(layer.diff_id),
-                descriptor: found.manifest.layers[number].descriptor(),
-                layer: layer.clone(),
+                descriptor,
+                layer,
                 number,
                 events: Arc::clone(events),
                 call_off: call_off.clone(),
             };
-            let permits = Arc::clone(&permits);
-            let places = Arc::clone(&self.store.places);
+            // Lowest first. Neither semaphore is ever closed
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            let place = Arc::clone(&self.store.places).acquire_owned().await;
+            if call_off.is_cancelled() {
+                break;
+            }
+            let (first, call_off) = (Arc::clone(&first), call_off.clone());
             tasks.spawn(async move {
-                // Neither is ever closed
-                let _permit = permits.acquire_owned().await;
-                let _place = places.acquire_owned().await;
-                job.run().await
+                let _places = (permit, place);
+                if let Err(failure) = job.run().await {
+                    // Only the first counts
+                    let _ = first.set(failure);
+                    call_off.cancel();
+                }
             });
         }
-        let mut first = Ok(());
+        let mut panicked = None;
         while let Some(ended) = tasks.join_next().await {
-            let result = ended.unwrap_or_else(|panic| Err(Failure::new(Class::Other, panic)));
-            if first.is_ok() && result.is_err() {
+            if let Err(panic) = ended {
                 call_off.cancel();
-                first = result;
+                panicked = Some(Failure::new(Class::Other, panic));
             }
         }
-        first
+        match panicked.or_else(|| first.get().cloned()) {
+            Some(failure) => Err(failure),
+            None if call_off.is_cancelled() => Err(cancelled()),
+            None => Ok(()),
+        }
     }
 
-    async fn record(
+    /// A blob that is no layer, one at a time: such blobs are small and few.
+    async fn fetch_attached(
         &self,
-        reference: &Reference,
-        found: Found,
-        layers: Vec<LayerRef>,
-    ) -> Result<ImageRecord, Failure> {
-        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+        source: &Arc<Source>,
+        descriptor: &Descriptor,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let flight = self.flight(descriptor.digest);
+        let _alone = flight.lock().await;
+        if self.store.content.contains(&descriptor.digest)? {
+            return Ok(());
+        }
+        let (store, wanted) = (Arc::clone(&self.store), descriptor.clone());
+        let call_off = cancel.clone();
+        feed(
+            move |input| store.fetch_plain(&wanted, input, &call_off),
+            |_| source.blob(descriptor, 0),
+            cancel,
+            &AtomicBool::new(false),
+        )
+        .await
+    }
+
+    async fn record(&self, reference: &Reference, found: Found) -> Result<ImageRecord, Failure> {
+        let Found { target, image, others, attached, documents } = found;
+        let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
         let now = now_ns();
-        let between = |digest: &Digest| {
-            ![found.target.digest, found.manifest.digest, found.manifest.config.digest]
-                .contains(digest)
-        };
+        let mut known = vec![target.digest, image.manifest.digest, image.manifest.config.digest];
+        known.extend(others.iter().flat_map(|o| [o.manifest.digest, o.manifest.config.digest]));
+        let between = |digest: &Digest| !known.contains(digest);
         let mut record = ImageRecord {
             name: reference.name(),
             target: TargetDescriptor {
-                media_type: found.target.media_type.clone(),
-                digest: found.target.digest,
-                size: found.target.size,
+                media_type: target.media_type.clone(),
+                digest: target.digest,
+                size: target.size,
+                annotations: target.annotations.clone(),
             },
-            indexes: found.documents.iter().map(|(digest, _)| *digest).filter(between).collect(),
-            manifest: found.manifest.digest,
-            manifest_type: found.manifest_type,
-            config: found.manifest.config.digest,
-            platform: found.config.platform.to_string(),
-            layers,
+            indexes: documents.iter().map(|(digest, _)| *digest).filter(between).collect(),
+            manifest: image.manifest.digest,
+            manifest_type: image.manifest_type,
+            config: image.manifest.config.digest,
+            platform: image.config.platform.to_string(),
+            layers: image.layers,
             chain_id: chain_id(&diff_ids),
+            others: others.iter().map(Image::other).collect(),
+            attached: attached.iter().map(|blob| blob.digest).collect(),
             created_at_ns: now,
             updated_at_ns: now,
             labels: BTreeMap::new(),
@@ -178,161 +243,14 @@ impl Images {
     }
 }
 
-/// One layer on its way.
-struct Job {
-    store: Arc<super::Store>,
-    source: Arc<Source>,
-    flight: Arc<tokio::sync::Mutex<()>>,
-    descriptor: Descriptor,
-    layer: LayerRef,
-    number: usize,
-    events: Events,
-    call_off: CancellationToken,
-}
-
-impl Job {
-    async fn run(self) -> Result<(), Failure> {
-        let _alone = tokio::select! {
-            biased;
-            () = self.call_off.cancelled() => return Err(cancelled()),
-            alone = self.flight.lock() => alone,
-        };
-        let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
-        if blocking(move || Ok(store.layer_is_usable(&layer))).await? {
-            (self.events)(PullEvent::Layer(progress(self.number, &self.layer, Stage::Exists)));
-            return Ok(());
-        }
-        let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
-        if self.store.has_blob(&layer) {
-            let call_off = self.call_off.clone();
-            blocking(move || store.index_local(&layer, &call_off)).await?;
-            let done = LayerProgress {
-                received: self.layer.size,
-                ..progress(self.number, &self.layer, Stage::Done)
-            };
-            (self.events)(PullEvent::Layer(done));
-            return Ok(());
-        }
-        let blob = tokio::select! {
-            blob = self.source.blob(&self.descriptor) => blob?,
-            () = self.call_off.cancelled() => return Err(cancelled()),
-        };
-        self.index(blob).await
-    }
-
-    async fn index(&self, blob: Blob) -> Result<(), Failure> {
-        let (sender, input) = match blob {
-            Blob::File(file) => (None, Input::File(file)),
-            Blob::Stream(stream) => {
-                let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-                (Some((sender, stream)), Input::Stream(receiver))
-            }
-        };
-        let (store, layer) = (Arc::clone(&self.store), self.layer.clone());
-        let (events, number) = (Arc::clone(&self.events), self.number);
-        let call_off = self.call_off.clone();
-        let indexing = spawn_blocking(move || {
-            let tell = |stage, received, indexed| {
-                let progress =
-                    LayerProgress { received, indexed, ..progress(number, &layer, stage) };
-                events(PullEvent::Layer(progress));
-            };
-            let mut last = (0, 0);
-            store.fetch(&layer, input, &call_off, &mut |received, indexed| {
-                last = (received, indexed);
-                tell(Stage::Running, received, indexed);
-            })?;
-            tell(Stage::Done, last.0, last.1);
-            Ok(())
-        });
-        if let Some((sender, mut stream)) = sender {
-            loop {
-                let chunk = tokio::select! {
-                    chunk = stream.next() => chunk,
-                    () = self.call_off.cancelled() => Some(Err(cancelled())),
-                };
-                let Some(chunk) = chunk else { break };
-                let ends = chunk.is_err();
-                // The indexing thread has gone: it says why
-                if sender.send(chunk).await.is_err() || ends {
-                    break;
-                }
-            }
-        }
-        joined(indexing.await)
-    }
-}
-
-fn progress(number: usize, layer: &LayerRef, stage: Stage) -> LayerProgress {
-    LayerProgress {
-        index: number,
-        digest: layer.digest,
-        stage,
-        received: 0,
-        size: layer.size,
-        indexed: 0,
-    }
-}
-
 pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     joined(spawn_blocking(call).await)
 }
 
-fn joined<T>(result: Result<Result<T, Failure>, tokio::task::JoinError>) -> Result<T, Failure> {
+pub(super) fn joined<T>(
+    result: Result<Result<T, Failure>, tokio::task::JoinError>,
+) -> Result<T, Failure> {
     result.unwrap_or_else(|panic| Err(Failure::new(Class::Other, panic)))
-}
-
-/// Walks from the reference's target to the image of the platform.
-async fn find(source: &Source, wanted: Platform) -> Result<Found, Failure> {
-    let (target, bytes) = source.resolve().await?;
-    let mut selection = Selection::new(wanted.clone(), &target);
-    let mut documents = Vec::new();
-    let mut descriptor = target.clone();
-    let mut step = selection.visit(&descriptor, &bytes)?;
-    documents.push((descriptor.digest, bytes));
-    loop {
-        match step {
-            Step::Fetch(next) => {
-                let bytes = source.manifest(&next).await?;
-                step = selection.visit(&next, &bytes)?;
-                documents.push((next.digest, bytes));
-                descriptor = next;
-            }
-            Step::Image { manifest, platform } => {
-                let bytes = source.config(&manifest.config).await?;
-                let config = ImageConfig::parse(&manifest, &bytes)?;
-                // Only the index's word, or the config's where it has none, decides
-                if platform.is_none() && wanted.rank(&config.platform).is_none() {
-                    documents.retain(|(digest, _)| *digest != manifest.digest);
-                    step = selection.reject(config.platform)?;
-                    continue;
-                }
-                documents.push((manifest.config.digest, bytes));
-                let manifest_type = descriptor.media_type;
-                return Ok(Found { target, manifest, manifest_type, config, documents });
-            }
-        }
-    }
-}
-
-fn layer_refs(found: &Found) -> Result<Vec<LayerRef>, Failure> {
-    let layers = found.manifest.layers.iter().zip(&found.config.diff_ids);
-    let refs = layers.map(|(layer, diff_id)| {
-        if diff_id.algorithm() != Algorithm::Sha256 {
-            let message = format!(
-                "diffID of layer {} uses another algorithm: expected sha256, found {diff_id}",
-                layer.digest
-            );
-            return Err(Failure::new(Class::BadData, message));
-        }
-        Ok(LayerRef {
-            digest: layer.digest,
-            size: layer.size,
-            media_type: layer.media_type.clone(),
-            diff_id: *diff_id,
-        })
-    });
-    refs.collect()
 }

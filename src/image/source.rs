@@ -1,24 +1,37 @@
 //! Where an image comes from: a registry, or an image layout on this disk.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::File,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
+use peel_index::Hasher;
 
 use super::pull::blocking;
 use crate::{
     content::OciLayout,
-    failure::{Class, Failure},
-    oci::{Descriptor, MAX_CONFIG_SIZE, MAX_MANIFEST_SIZE, Platform, Reference, RegistryReference},
-    registry::Registry,
+    failure::{Class, Failure, chain},
+    oci::{
+        Descriptor, LayerDescriptor, MAX_CONFIG_SIZE, MAX_MANIFEST_SIZE, Platform, Reference,
+        RegistryReference,
+    },
+    registry::{BlobStream, Registry},
 };
 
 /// The compressed bytes of a layer.
 pub(super) enum Blob {
-    /// As they arrive.
-    Stream(BoxStream<'static, Result<Bytes, Failure>>),
-    /// A file here.
+    /// As they arrive, from the byte on that was asked for.
+    Stream {
+        stream: BoxStream<'static, Result<Bytes, Failure>>,
+        /// Whether they are not of one answer.
+        pieced: Arc<AtomicBool>,
+    },
+    /// A file here, with all of them.
     File(File),
+    /// All of them, from the manifest itself.
+    Bytes(Bytes),
 }
 
 /// See the module.
@@ -70,6 +83,9 @@ impl Source {
 
     /// A manifest or index, verified.
     pub(super) async fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Failure> {
+        if let Some(bytes) = inline(descriptor) {
+            return Ok(bytes.to_vec());
+        }
         match self {
             Self::Registry { registry, reference } => {
                 Ok(registry.manifest(reference.repository(), descriptor).await?.to_vec())
@@ -80,6 +96,9 @@ impl Source {
 
     /// A config, verified.
     pub(super) async fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Failure> {
+        if let Some(bytes) = inline(descriptor) {
+            return Ok(bytes.to_vec());
+        }
         match self {
             Self::Registry { registry, reference } => {
                 let repository = reference.repository();
@@ -89,12 +108,35 @@ impl Source {
         }
     }
 
-    /// A layer; not verified yet.
-    pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Blob, Failure> {
+    /// A layer, from its byte `from` on where it comes over a network; not verified yet.
+    ///
+    /// A foreign layer is looked for where its manifest says first, as containerd does: registries
+    /// seldom have it.
+    pub(super) async fn layer(&self, layer: &LayerDescriptor, from: u64) -> Result<Blob, Failure> {
+        if let Self::Registry { registry, reference } = self {
+            let descriptor = layer.descriptor();
+            for url in layer.urls.iter().filter(|_| layer.kind.foreign) {
+                let repository = reference.repository();
+                match registry.foreign(url, repository, &descriptor, from).await {
+                    Ok(stream) => return Ok(Blob::of(stream)),
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::warn!(layer = %layer.digest, error, "no foreign layer at its URL");
+                    }
+                }
+            }
+        }
+        self.blob(&layer.descriptor(), from).await
+    }
+
+    /// Any blob, as a layer.
+    pub(super) async fn blob(&self, descriptor: &Descriptor, from: u64) -> Result<Blob, Failure> {
+        if let Some(bytes) = inline(descriptor) {
+            return Ok(Blob::Bytes(bytes));
+        }
         match self {
             Self::Registry { registry, reference } => {
-                let stream = registry.blob(reference.repository(), descriptor).await?;
-                Ok(Blob::Stream(stream.map(|chunk| chunk.map_err(Failure::from)).boxed()))
+                Ok(Blob::of(registry.blob(reference.repository(), descriptor, from).await?))
             }
             Self::Layout { layout, .. } => {
                 let (layout, descriptor) = (Arc::clone(layout), descriptor.clone());
@@ -102,6 +144,25 @@ impl Source {
             }
         }
     }
+}
+
+impl Blob {
+    fn of(stream: BlobStream) -> Self {
+        let pieced = stream.pieced();
+        Self::Stream { stream: stream.map(|chunk| chunk.map_err(Failure::from)).boxed(), pieced }
+    }
+}
+
+/// The content that a descriptor carries itself, where it is what the descriptor says.
+fn inline(descriptor: &Descriptor) -> Option<Bytes> {
+    let data = descriptor.data.as_ref()?;
+    let mut hasher = Hasher::new(descriptor.digest.algorithm());
+    hasher.update(data);
+    let is_good = data.len() as u64 == descriptor.size && hasher.finish() == descriptor.digest;
+    if !is_good {
+        tracing::warn!(digest = %descriptor.digest, "a descriptor's own data is not what it says");
+    }
+    is_good.then(|| data.clone())
 }
 
 async fn read(

@@ -19,6 +19,9 @@ pub trait BlobSource: Send + Sync {
     fn will_need(&self, offset: u64, len: u64);
 }
 
+/// What the kernel reads at a time of a file that is read at random, on most disks, in bytes.
+const PIECE: usize = 128 << 10;
+
 /// A blob, or a seekable copy, as a local file.
 pub struct LocalBlob(File);
 
@@ -37,6 +40,11 @@ impl BlobSource for LocalBlob {
     fn read_range(&self, offset: u64, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
         // What a buffer that is used again holds is not cleared, only overwritten
         bytes.resize(len, 0);
+        // All of it is under way at once then: a read alone asks the disk for one piece after the
+        // other, and waits for each
+        if len > PIECE {
+            self.will_need(offset, len as u64);
+        }
         self.0.read_exact_at(bytes, offset)
     }
 

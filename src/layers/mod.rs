@@ -3,12 +3,13 @@
 //! ```text
 //! <root>/layers/<alg>-<hex>        layer index by diffID
 //! <root>/layers/<alg>-<hex>.copy   its seekable copy, where the blob cannot be entered midway
+//! <root>/layers/<alg>-<hex>.start  what was read of it when it last came into use
 //! <root>/trees/<alg>-<hex>         merged tree by chainID; trees/empty for no layer at all
 //! ```
 //! Indexes and trees in use stay mapped, which takes no descriptor and hardly any memory but the page
 //! cache's; of blobs, only so many are open.
 //!
-//! Every file is immutable: written aside, synced, renamed into place, later unlinked; a map of it
+//! Every file but the last kind is immutable: written aside, synced, renamed into place, later unlinked; a map of it
 //! stays valid until the last user lets go.
 //!
 //! Architecture invariant: serving needs no metadata store. The slot stands in the header of each
@@ -23,6 +24,7 @@ mod cache;
 mod descriptors;
 mod error;
 mod read;
+mod start;
 mod stream;
 
 #[cfg(test)]
@@ -44,6 +46,7 @@ use self::{
     ahead::Streams,
     cache::SpanCache,
     descriptors::{ByPath, Descriptors},
+    start::{Following, Starts},
 };
 pub use self::{
     blob::{BlobSource, LocalBlob},
@@ -81,6 +84,7 @@ pub struct Layers {
     tables: RwLock<Tables>,
     cache: SpanCache<SpanReader>,
     streams: Streams,
+    following: Following,
     descriptors: Arc<Descriptors>,
 }
 
@@ -102,6 +106,7 @@ pub(crate) struct OpenLayer {
     index: Arc<Layer>,
     blob: Box<dyn BlobSource>,
     copy: Option<Box<dyn BlobSource>>,
+    starts: Starts,
     /// Spans whose damage the log has.
     told: Mutex<HashSet<u32>>,
 }
@@ -152,8 +157,8 @@ impl Layers {
         }
         let tables = RwLock::new(tables);
         let (cache, descriptors) = (SpanCache::new(cache_bytes), Arc::new(Descriptors::new()));
-        let streams = Streams::default();
-        Ok(Self { layers_dir, trees_dir, content, tables, cache, streams, descriptors })
+        let (streams, following) = (Streams::default(), Following::default());
+        Ok(Self { layers_dir, trees_dir, content, tables, cache, streams, following, descriptors })
     }
 
     fn tables(&self) -> RwLockReadGuard<'_, Tables> {
@@ -198,7 +203,7 @@ impl Layers {
 
     /// Counters of the span cache.
     pub fn cache_stats(&self) -> CacheStats {
-        self.cache.stats()
+        CacheStats { starts: self.following.count(), ..self.cache.stats() }
     }
 
     /// The index of a layer; `None` where it was never indexed.
@@ -297,7 +302,7 @@ impl Layers {
         self.cache.forget(slot);
         self.descriptors.forget(slot);
         let path = self.layers_dir.join(file_name(diff_id));
-        Ok(remove(&copy_path(&path))? + remove(&path)?)
+        Ok(remove(&copy_path(&path))? + remove(&start_path(&path))? + remove(&path)?)
     }
 
     /// Removes a tree; returns the bytes freed.
@@ -337,6 +342,7 @@ impl Layers {
             index: Arc::new(index),
             blob: source(false, blob)?,
             copy: copy.transpose()?,
+            starts: Starts::new(),
             told: Mutex::default(),
         };
         let open = Arc::new(open);
@@ -381,8 +387,8 @@ impl Tables {
 
     fn scan_file(&mut self, path: &Path, expected: FileType) -> Result<(), LayersError> {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if name.ends_with(".copy") {
-            // Removed with its index; one without an index is an interrupted install
+        if name.ends_with(".copy") || name.ends_with(".start") {
+            // Removed with its index; a copy without an index is an interrupted install
             if !path.with_extension("").exists() {
                 remove(path)?;
             }
@@ -457,6 +463,10 @@ fn parse_name(name: &str) -> Option<Digest> {
 
 fn copy_path(index: &Path) -> PathBuf {
     index.with_extension("copy")
+}
+
+fn start_path(index: &Path) -> PathBuf {
+    index.with_extension("start")
 }
 
 fn check_name(path: &Path, expected: &str) -> Result<(), LayersError> {

@@ -8,20 +8,24 @@ use std::{
     sync::{Arc, MutexGuard, PoisonError},
 };
 
-use peel_fuse::{Ahead, FileSource, ReadError, Sink};
+use peel_fuse::{Ahead, FileSource, ReadError, Sink, Spare};
 use peel_index::{Layer, Piece, Slot, Span, SpanCoding, SpanReader, SpanSource, Tree};
 
 use super::{
     BlobSource, Layers, OpenLayer, SpanReadError,
-    cache::{Cost, Decoder, Origin, Room, SpanError},
+    cache::{AheadExtent, Cost, Decoder, Origin, Room, SpanError},
 };
 
 /// Bytes decoded past what a read needs. Whoever reads a bit of a span often reads the next bit, and
 /// going on costs a look-up; 16 KiB take 15 us.
-const MARGIN: u64 = 16 << 10;
+pub(super) const MARGIN: u64 = 16 << 10;
 
 /// Compressed bytes that the kernel is told of before they are read ahead: some four spans.
 const TOLD: u64 = 2 << 20;
+
+/// Spans decoded ahead of a reader in order, and not asked for, take at most one part in so many of
+/// the span cache.
+const AHEAD_SHARE: u64 = 4;
 
 /// What a decoder takes besides its buffers, in bytes; more than it turns out to be.
 const DECODER: usize = 96 << 10;
@@ -52,10 +56,10 @@ impl Decoder for SpanReader {
 }
 
 /// A span of an opened layer.
-struct SpanOrigin<'a> {
+pub(super) struct SpanOrigin<'a> {
     layer: &'a OpenLayer,
-    number: u32,
-    span: Span,
+    pub(super) number: u32,
+    pub(super) span: Span,
 }
 
 impl Origin for SpanOrigin<'_> {
@@ -103,7 +107,7 @@ impl SpanOrigin<'_> {
 }
 
 impl OpenLayer {
-    fn source(&self, span: &Span) -> io::Result<&dyn BlobSource> {
+    pub(super) fn source(&self, span: &Span) -> io::Result<&dyn BlobSource> {
         let source = match span.source {
             SpanSource::Blob => Some(&self.blob),
             SpanSource::Copy => self.copy.as_ref(),
@@ -135,7 +139,7 @@ impl OpenLayer {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn origin(&self, number: u32) -> Option<SpanOrigin<'_>> {
+    pub(super) fn origin(&self, number: u32) -> Option<SpanOrigin<'_>> {
         Some(SpanOrigin { layer: self, number, span: self.index.span(number)? })
     }
 }
@@ -162,6 +166,7 @@ impl Layers {
             let within = within(&origin.span, at..end);
             let aim = aim.saturating_sub(origin.span.tar_offset).min(origin.span.tar_len.into());
             let key = (slot, origin.number);
+            self.note_start(layer, origin.number, within.end, sink);
             let pin = self.cache.pin(key, within.end, aim as usize, &origin);
             let pin = pin.map_err(|error| origin.read_error(error))?;
             let bytes = pin.get(within).filter(|bytes| !bytes.is_empty()).ok_or_else(outside)?;
@@ -191,7 +196,7 @@ impl Layers {
         let end = last.saturating_add(depth).saturating_add(1).min(index.span_count());
         for span in first.saturating_add(skip)..end {
             if self.cache.lacks((slot, span)) {
-                sink.ahead(Ahead { layer: slot, span });
+                sink.ahead(Ahead::Span { layer: slot, span });
             }
         }
     }
@@ -280,10 +285,12 @@ impl FileSource for Layers {
         let Some(pin) = self.cache.pin_ready((layer, origin.number), within.end) else {
             return false;
         };
+        let reach = within.end;
         let Some(bytes) = pin.get(within) else { return false };
         self.cache.count_served(bytes.len());
         sink.data(bytes);
         drop(pin);
+        self.note_start(&open, origin.number, reach, sink);
         let depth = self.streams.note(layer, tar.start, tar.end);
         if depth > 0 {
             self.look_ahead(&open, &tar, depth, 0, sink);
@@ -291,13 +298,20 @@ impl FileSource for Layers {
         true
     }
 
-    fn ahead(&self, wish: Ahead, go_on: &dyn Fn() -> bool) {
+    fn ahead(&self, wish: Ahead, spare: &dyn Spare) {
+        let (Ahead::Span { layer, .. } | Ahead::Start { layer }) = wish;
         // Whoever reads it for good meets the same error and tells of it
-        let Ok(open) = self.open_layer(wish.layer) else { return };
-        let Some(origin) = open.origin(wish.span) else { return };
-        if let Ok(source) = open.source(&origin.span) {
-            source.will_need(origin.span.offset, TOLD);
+        let Ok(open) = self.open_layer(layer) else { return };
+        match wish {
+            Ahead::Span { span, .. } => {
+                let Some(origin) = open.origin(span) else { return };
+                if let Ok(source) = open.source(&origin.span) {
+                    source.will_need(origin.span.offset, TOLD);
+                }
+                let extent = AheadExtent { upto: usize::MAX, share: AHEAD_SHARE, start: false };
+                self.cache.ahead((layer, span), extent, &origin, &|| spare.go_on());
+            }
+            Ahead::Start { .. } => self.follow_start(&open, spare),
         }
-        self.cache.ahead((wish.layer, wish.span), &origin, go_on);
     }
 }

@@ -44,8 +44,8 @@ use std::{
 pub use error::MetadataError;
 pub use open::{Cause, Opened, Recovered, RestoredFrom};
 pub use record::{
-    IdKind, ImageRecord, LayerRef, MountRecord, MountState, RootfsKind, SnapshotRecord,
-    TargetDescriptor,
+    IdKind, ImageRecord, LayerRef, MountRecord, MountState, OtherPlatform, RootfsKind,
+    SnapshotRecord, TargetDescriptor,
 };
 pub use slots::SlotAllocator;
 pub use transaction::Transaction;

@@ -9,6 +9,7 @@ use peel_index::Digest;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::text;
+use crate::oci::Descriptor;
 
 /// Version of the documents this code writes; it reads this one and those before.
 pub(super) const RECORD_VERSION: u64 = 1;
@@ -24,6 +25,38 @@ pub struct TargetDescriptor {
     pub digest: Digest,
     /// Size of the target in bytes.
     pub size: u64,
+    /// Annotations of the descriptor, such as those of an image layout's entry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl TargetDescriptor {
+    /// The same as a descriptor.
+    pub fn descriptor(&self) -> Descriptor {
+        let annotations = self.annotations.clone();
+        Descriptor { annotations, ..Descriptor::new(&self.media_type, self.digest, self.size) }
+    }
+}
+
+/// The image of another platform than the one that is mounted, pulled with its index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub struct OtherPlatform {
+    /// Its manifest.
+    #[serde(with = "text::digest")]
+    pub manifest: Digest,
+    /// Media type of the manifest.
+    pub manifest_type: String,
+    /// Its config.
+    #[serde(with = "text::digest")]
+    pub config: Digest,
+    /// Its platform, as in `linux/arm64`.
+    pub platform: String,
+    /// Its layers, lowest first.
+    pub layers: Vec<LayerRef>,
+    /// chainID of all layers; none for an image without layers.
+    #[serde(with = "text::digest_option", default)]
+    pub chain_id: Option<Digest>,
 }
 
 /// One layer of an image, as its manifest and config name it.
@@ -68,6 +101,12 @@ pub struct ImageRecord {
     /// chainID of all layers; none for an image without layers.
     #[serde(with = "text::digest_option", default)]
     pub chain_id: Option<Digest>,
+    /// Images of other platforms that the target names, where they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherPlatform>,
+    /// Blobs that the target names beside the images, such as attestations.
+    #[serde(with = "text::digests", default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<Digest>,
     /// When the name first came, in nanoseconds since 1970.
     pub created_at_ns: i64,
     /// When the record last changed, in nanoseconds since 1970.

@@ -40,7 +40,12 @@ fn image(name: &str) -> ImageRecord {
     };
     ImageRecord {
         name: name.to_owned(),
-        target: TargetDescriptor { media_type: "index".to_owned(), digest, size: 1 },
+        target: TargetDescriptor {
+            media_type: "index".to_owned(),
+            digest,
+            size: 1,
+            annotations: std::collections::BTreeMap::new(),
+        },
         indexes: Vec::new(),
         manifest: Digest::sha256(b"manifest"),
         manifest_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
@@ -48,6 +53,8 @@ fn image(name: &str) -> ImageRecord {
         platform: "linux/amd64".to_owned(),
         layers: vec![layer; 3],
         chain_id: Some(digest),
+        others: Vec::new(),
+        attached: Vec::new(),
         created_at_ns: -1,
         updated_at_ns: i64::MAX,
         labels: [("k\"\n".to_owned(), "v\u{0}ü".to_owned())].into(),

@@ -149,6 +149,7 @@ mod tests {
             kind: LayerKind::from_media_type(GZIP).unwrap(),
             urls: Vec::new(),
             annotations: BTreeMap::new(),
+            data: None,
         };
         ImageManifest {
             digest: Digest::sha256(b"manifest"),

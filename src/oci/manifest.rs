@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use oci_spec::image as spec;
 use peel_index::Digest;
 use serde::Deserialize;
@@ -34,13 +36,15 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
     /// Annotations of the descriptor.
     pub annotations: BTreeMap<String, String>,
+    /// The content itself, as the descriptor has it; nobody has verified it.
+    pub data: Option<Bytes>,
 }
 
 impl Descriptor {
-    /// A descriptor without platform and annotations.
+    /// A descriptor without platform, annotations and content.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        let media_type = media_type.into();
-        Self { media_type, digest, size, platform: None, annotations: BTreeMap::new() }
+        let (media_type, annotations) = (media_type.into(), BTreeMap::new());
+        Self { media_type, digest, size, platform: None, annotations, data: None }
     }
 }
 
@@ -59,6 +63,8 @@ pub struct LayerDescriptor {
     pub urls: Vec<String>,
     /// Annotations of the descriptor.
     pub annotations: BTreeMap<String, String>,
+    /// The content itself, as the descriptor has it; nobody has verified it.
+    pub data: Option<Bytes>,
 }
 
 impl LayerDescriptor {
@@ -70,6 +76,7 @@ impl LayerDescriptor {
             size: self.size,
             platform: None,
             annotations: self.annotations.clone(),
+            data: self.data.clone(),
         }
     }
 }
@@ -102,7 +109,7 @@ pub struct ImageIndex {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manifest {
     /// One image.
-    Image(ImageManifest),
+    Image(Box<ImageManifest>),
     /// Several.
     Index(ImageIndex),
 }
@@ -137,7 +144,7 @@ impl Manifest {
         })?;
         match kind_of(&probe, descriptor)? {
             DocumentKind::Index => ImageIndex::parse(digest, bytes).map(Self::Index),
-            _ => ImageManifest::parse(digest, bytes).map(Self::Image),
+            _ => ImageManifest::parse(digest, bytes).map(|image| Self::Image(Box::new(image))),
         }
     }
 }
@@ -159,7 +166,7 @@ impl ImageManifest {
         }
         let layer = |(number, layer): (usize, &spec::Descriptor)| {
             let at = at(&format!("layers[{number}]"));
-            let Descriptor { media_type, digest: blob, size, annotations, .. } =
+            let Descriptor { media_type, digest: blob, size, annotations, data, .. } =
                 at.descriptor(layer)?;
             let Some(kind) = LayerKind::from_media_type(&media_type) else {
                 return Err(OciError::LayerType {
@@ -170,7 +177,7 @@ impl ImageManifest {
             };
             at.sized(size)?;
             let urls = layer.urls().clone().unwrap_or_default();
-            Ok(LayerDescriptor { digest: blob, size, media_type, kind, urls, annotations })
+            Ok(LayerDescriptor { digest: blob, size, media_type, kind, urls, annotations, data })
         };
         at("config").sized(config.size)?;
         Ok(Self {
@@ -203,6 +210,28 @@ impl ImageIndex {
     }
 }
 
+/// Everything that a manifest or an index of any kind names: what has to be there for it to be
+/// whole. What is no image has blobs of any media type, and sizes of zero.
+pub fn references(digest: Digest, bytes: &[u8]) -> Result<Vec<Descriptor>, OciError> {
+    #[derive(Deserialize)]
+    struct Named {
+        config: Option<spec::Descriptor>,
+        #[serde(default)]
+        layers: Vec<spec::Descriptor>,
+        #[serde(default)]
+        blobs: Vec<spec::Descriptor>,
+        #[serde(default)]
+        manifests: Vec<spec::Descriptor>,
+    }
+    let what = "manifest";
+    check_size(what, digest, bytes, MAX_MANIFEST_SIZE)?;
+    let named: Named = json::parse(bytes, &["/layers", "/manifests", "/blobs"])
+        .map_err(|source| OciError::Json { what, digest: digest.into(), source })?;
+    let at = At { what, digest, position: "descriptors".to_owned() };
+    let all = named.config.iter().chain(&named.layers).chain(&named.blobs).chain(&named.manifests);
+    all.map(|found| at.descriptor(found)).collect()
+}
+
 /// Where in a document a descriptor stands.
 struct At {
     what: &'static str,
@@ -231,6 +260,12 @@ impl At {
             size: found.size(),
             platform,
             annotations: sorted(found.annotations()),
+            // What is no base64 is nothing, and is fetched
+            data: found
+                .data()
+                .as_ref()
+                .and_then(|data| STANDARD.decode(data).ok())
+                .map(Bytes::from),
         })
     }
 

@@ -23,7 +23,7 @@ mod selection;
 pub use config::{History, ImageConfig, MAX_CONFIG_SIZE};
 pub use error::OciError;
 pub use manifest::{
-    Descriptor, ImageIndex, ImageManifest, LayerDescriptor, MAX_MANIFEST_SIZE, Manifest,
+    Descriptor, ImageIndex, ImageManifest, LayerDescriptor, MAX_MANIFEST_SIZE, Manifest, references,
 };
 pub use media::{
     ACCEPTED_MANIFESTS, DocumentKind, LayerCompression, LayerKind, MEDIA_TYPE_DOCKER_CONFIG,

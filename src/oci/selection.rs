@@ -40,7 +40,7 @@ pub enum Step {
     /// the caller compares its config's platform and may call [`Selection::reject`].
     Image {
         /// The image's manifest.
-        manifest: ImageManifest,
+        manifest: Box<ImageManifest>,
         /// Its platform by the index that lists it.
         platform: Option<Platform>,
     },

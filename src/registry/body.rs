@@ -1,16 +1,15 @@
-//! Bodies of answers: read whole within a bound, or as a stream of known length.
+//! Bodies: of answers, read whole within a bound; of requests, such that they can be sent again.
 
-use std::{
-    fmt,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::{fs::File, io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
-use reqwest::Response;
+use futures_util::stream;
+use reqwest::{RequestBuilder, Response, header::CONTENT_LENGTH};
 
-use super::{RegistryError, client::broken};
+use super::{RegistryError, client::broken, limit::Limiter};
+
+/// What is read from a file at once.
+const CHUNK: u64 = 256 << 10;
 
 /// Reads a whole body of at most `limit` bytes.
 pub(super) async fn read(
@@ -46,71 +45,66 @@ pub(super) async fn read_some(mut response: Response, limit: usize) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a blob: exactly as many as its descriptor says, or an error, after which it ends.
-pub struct BlobStream {
-    inner: Pin<Box<dyn Stream<Item = Result<Bytes, reqwest::Error>> + Send>>,
-    what: String,
-    expected: u64,
-    received: u64,
-    ended: bool,
+/// What a request carries.
+pub(super) enum Body {
+    /// Nothing.
+    None,
+    /// A form that holds a secret.
+    Secret(Bytes),
+    /// A document.
+    Bytes(Bytes),
+    /// A part of a file.
+    File(FilePart),
 }
 
-impl BlobStream {
-    pub(super) fn new(response: Response, expected: u64, what: String) -> Self {
-        let inner = response.bytes_stream().boxed();
-        Self { inner, what, expected, received: 0, ended: false }
-    }
+/// See [`Body::File`].
+#[derive(Clone)]
+pub(super) struct FilePart {
+    pub(super) file: Arc<File>,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) limiter: Arc<Limiter>,
+    /// Told how many more bytes were handed over.
+    pub(super) sent: Arc<dyn Fn(u64) + Send + Sync>,
+}
 
-    /// Bytes received so far.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// What the next item of the body means.
-    fn judge(
-        &mut self,
-        item: Option<Result<Bytes, reqwest::Error>>,
-    ) -> Option<Result<Bytes, RegistryError>> {
-        let length = |found| {
-            let (what, expected) = (self.what.clone(), self.expected);
-            Err(RegistryError::Length { what, expected, found })
-        };
-        match item {
-            Some(Ok(bytes)) => {
-                let received = self.received.saturating_add(bytes.len() as u64);
-                if received > self.expected {
-                    return Some(length(received));
-                }
-                self.received = received;
-                Some(Ok(bytes))
+impl Body {
+    /// Puts the body into a request; as often as it is sent.
+    pub(super) async fn attach(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<RequestBuilder, RegistryError> {
+        Ok(match self {
+            Self::None => request,
+            Self::Secret(bytes) | Self::Bytes(bytes) => request.body(bytes.clone()),
+            Self::File(part) => {
+                let chunks = stream::try_unfold(part.clone(), |mut part| async {
+                    Ok::<_, io::Error>(part.next().await?.map(|chunk| (chunk, part)))
+                });
+                let body = reqwest::Body::wrap_stream(chunks);
+                request.header(CONTENT_LENGTH, part.len).body(body)
             }
-            Some(Err(e)) => Some(Err(broken(e, &self.what))),
-            None if self.received < self.expected => Some(length(self.received)),
-            None => None,
-        }
+        })
     }
 }
 
-impl Stream for BlobStream {
-    type Item = Result<Bytes, RegistryError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
+impl FilePart {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        use std::os::unix::fs::FileExt as _;
+        let wanted = self.len.min(CHUNK);
+        if wanted == 0 {
+            return Ok(None);
         }
-        let item = std::task::ready!(self.inner.as_mut().poll_next(cx));
-        let taken = self.judge(item);
-        self.ended = !matches!(taken, Some(Ok(_)));
-        Poll::Ready(taken)
-    }
-}
-
-impl fmt::Debug for BlobStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobStream")
-            .field("what", &self.what)
-            .field("expected", &self.expected)
-            .field("received", &self.received)
-            .finish_non_exhaustive()
+        let (file, offset) = (Arc::clone(&self.file), self.offset);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut chunk = vec![0; usize::try_from(wanted).unwrap_or(0)];
+            file.read_exact_at(&mut chunk, offset).map(|()| chunk)
+        });
+        let chunk = read.await.map_err(io::Error::other)??;
+        self.limiter.take(chunk.len()).await;
+        self.offset += wanted;
+        self.len -= wanted;
+        (self.sent)(wanted);
+        Ok(Some(chunk.into()))
     }
 }

@@ -1,6 +1,6 @@
 //! Why a registry did not give what was asked for.
 
-use std::{fmt, time::Duration};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use peel_index::Digest;
 use reqwest::StatusCode;
@@ -30,6 +30,8 @@ pub enum RegistryError {
         host: String,
         /// The innermost cause.
         detail: String,
+        /// Whether that was a clear no, and not silence.
+        refused: bool,
         /// What reqwest says.
         source: reqwest::Error,
     },
@@ -127,6 +129,26 @@ pub enum RegistryError {
         /// Bytes announced or received.
         found: u64,
     },
+    /// The answers ended properly, but before all bytes had come.
+    #[error("wrong length of {what}: expected {expected} bytes, found the end after {found}")]
+    Ended {
+        /// What was asked for.
+        what: String,
+        /// Bytes by the descriptor.
+        expected: u64,
+        /// Bytes received.
+        found: u64,
+    },
+    /// A part that was not asked for.
+    #[error("wrong Content-Range of {what}: expected {expected:?}, found {found:?}")]
+    Range {
+        /// What was asked for.
+        what: String,
+        /// The header that was to come.
+        expected: String,
+        /// The header that came.
+        found: String,
+    },
     /// The bytes are not those that the digest names.
     #[error("wrong digest of {what}: expected {expected}, found {found}")]
     Digest {
@@ -146,6 +168,56 @@ pub enum RegistryError {
         content_type: String,
         /// How it begins.
         excerpt: String,
+    },
+    /// A hosts.toml, or certificates, that cannot be used.
+    #[error("cannot use {}: {detail}", path.display())]
+    Hosts {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A hosts.toml, or certificates, that cannot be read.
+    #[error("cannot read {}", path.display())]
+    HostsIo {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A hosts.toml leaves nobody to ask.
+    #[error("no host of {host} has the capability {capability}")]
+    NoHost {
+        /// The registry.
+        host: String,
+        /// `pull`, `resolve` or `push`.
+        capability: &'static str,
+    },
+    /// The registry failed, and the mirrors before it.
+    #[error("{last}{}", before(others))]
+    Mirrored {
+        /// How the registry failed.
+        last: Box<RegistryError>,
+        /// How the mirrors did.
+        others: Vec<String>,
+    },
+    /// The registry knows a manifest by another digest than its own.
+    #[error("wrong digest of {what} after the push: expected {expected}, found {found}")]
+    Pushed {
+        /// What was written.
+        what: String,
+        /// Its digest.
+        expected: String,
+        /// What the registry says.
+        found: String,
+    },
+    /// A file that is pushed cannot be read.
+    #[error("cannot read {what}")]
+    File {
+        /// What it is.
+        what: String,
+        /// What the system says.
+        source: io::Error,
     },
     /// Something else that the distribution spec does not have.
     #[error("{what}: expected {expected}, found {found:?}")]
@@ -192,24 +264,47 @@ impl RegistryError {
                 "the image is incomplete in its registry: push it again"
             }
             Self::Unauthorised { .. } => {
-                "check the name: a registry answers so for what does not exist as well; \
-                 private repositories cannot be pulled yet"
+                "check the name, or log in with: peel login REGISTRY; \
+                 a registry answers so for what does not exist as well"
             }
             Self::RateLimited { .. } => "wait a while, or use a mirror",
             Self::NotJson { .. } => "is it a registry? a proxy or a login page may stand before it",
-            Self::Digest { .. } | Self::Length { .. } => {
+            Self::Digest { .. } | Self::Length { .. } | Self::Ended { .. } | Self::Range { .. } => {
                 "the registry, or a proxy before it, serves damaged content: try again"
             }
+            Self::Hosts { .. } | Self::HostsIo { .. } => {
+                "the directory's files are those of containerd's hosts.toml"
+            }
+            Self::NoHost { .. } => "see capabilities in the registry's hosts.toml",
+            Self::Mirrored { last, .. } => return last.hint(),
             _ => return None,
         })
+    }
+
+    /// The same, told with what failed before it.
+    pub(super) fn after(self, others: Vec<String>) -> Self {
+        if others.is_empty() {
+            return self;
+        }
+        Self::Mirrored { last: Box::new(self), others }
+    }
+
+    /// The failure itself, without those of mirrors.
+    pub fn innermost(&self) -> &Self {
+        match self {
+            Self::Mirrored { last, .. } => last.innermost(),
+            own => own,
+        }
     }
 
     /// Whether bytes are damaged or are not what they are said to be.
     pub fn is_bad_data(&self) -> bool {
         matches!(
-            self,
+            self.innermost(),
             Self::TooLarge { .. }
                 | Self::Length { .. }
+                | Self::Ended { .. }
+                | Self::Range { .. }
                 | Self::Digest { .. }
                 | Self::NotJson { .. }
                 | Self::Protocol { .. }
@@ -241,6 +336,7 @@ impl RegistryError {
                     _ if says("NAME_UNKNOWN") => (Missing::Repository, String::new()),
                     Asked::Manifest(name) => (Missing::Manifest, name.clone()),
                     Asked::Blob(name) => (Missing::Blob, name.clone()),
+                    Asked::Upload(_) => (Missing::Repository, String::new()),
                 };
                 Self::NotFound { repository: full, missing, name }
             }
@@ -262,6 +358,8 @@ pub(super) enum Asked {
     Manifest(String),
     /// A blob by digest.
     Blob(String),
+    /// A blob by digest that is to be written.
+    Upload(String),
 }
 
 impl fmt::Display for Asked {
@@ -269,6 +367,7 @@ impl fmt::Display for Asked {
         match self {
             Self::Manifest(name) => write!(f, "manifest {name}"),
             Self::Blob(name) => write!(f, "blob {name}"),
+            Self::Upload(name) => write!(f, "upload of blob {name}"),
         }
     }
 }
@@ -286,6 +385,13 @@ struct ErrorEntry {
     code: String,
     #[serde(default)]
     message: String,
+}
+
+fn before(mirrors: &[String]) -> String {
+    match mirrors.is_empty() {
+        true => String::new(),
+        false => format!(" (before it, mirrors failed: {})", mirrors.join("; ")),
+    }
 }
 
 fn not_found(repository: &str, missing: &Missing, name: &str) -> String {

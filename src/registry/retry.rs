@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -13,36 +13,55 @@ use super::{RegistryError, RegistryOptions};
 /// request fails now rather than leave a user without an answer.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// How long to wait before the next try after `tried` of them, the last with `error`; `None` gives
-/// up. `jitter` is in 0..1 and keeps many clients from coming back at once.
+/// What was tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tried {
+    /// How often, without progress.
+    pub(super) times: u32,
+    /// Whether the other side has answered before: then it may come back.
+    pub(super) begun: bool,
+}
+
+/// How long to wait before the next try, the last one having ended with `error`; `None` gives up.
+/// `jitter` is in 0..1 and keeps many clients from coming back at once.
 pub(super) fn wait(
     error: &RegistryError,
-    tried: u32,
+    tried: Tried,
     options: &RegistryOptions,
     jitter: f64,
 ) -> Option<Duration> {
     let asked_for = match error {
-        RegistryError::Interrupted { .. } | RegistryError::Timeout { .. } => None,
+        RegistryError::Interrupted { .. }
+        | RegistryError::Timeout { .. }
+        | RegistryError::Ended { .. } => None,
+        // A wrong port or name is told at once
+        RegistryError::Unreachable { refused, .. } if !*refused || tried.begun => None,
         RegistryError::RateLimited { retry_after, .. } => *retry_after,
         RegistryError::Status { status: 408 | 500 | 502 | 503 | 504, retry_after, .. } => {
             *retry_after
         }
+        RegistryError::Mirrored { last, .. } => return wait(last, tried, options, jitter),
         _ => return None,
     };
-    if tried >= options.attempts {
+    if tried.times >= options.attempts {
         return None;
     }
-    let doubled = options.backoff.saturating_mul(1 << tried.saturating_sub(1).min(16));
+    let doubled = options.backoff.saturating_mul(1 << tried.times.saturating_sub(1).min(16));
     let own = doubled.min(MAX_WAIT).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
     let wait = own.max(asked_for.unwrap_or_default());
     (wait <= MAX_WAIT).then_some(wait)
 }
 
-/// What a Retry-After header in seconds asks for. The form with a date is passed over: registries
-/// do not use it, and clocks differ.
+/// What a Retry-After header asks for, in seconds or as a date; one that has passed is no wait.
+///
+/// Source: RFC 9110, section 10.2.3.
 pub(super) fn after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// A random number in 0..1, good enough to spread clients.
@@ -69,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_may_pass_is_tried_again() {
-        let options = RegistryOptions::default();
+        let options = RegistryOptions { attempts: 4, ..RegistryOptions::default() };
         let not_found = RegistryError::NotFound {
             repository: String::new(),
             missing: super::super::Missing::Manifest,
@@ -84,6 +103,8 @@ mod tests {
             found: digest.into(),
         };
         let short = RegistryError::Length { what: String::new(), expected: 2, found: 1 };
+        let ended = || RegistryError::Ended { what: String::new(), expected: 2, found: 1 };
+        let mirrored = |last| RegistryError::Mirrored { last: Box::new(last), others: Vec::new() };
         // error, tries so far, milliseconds at jitter 0 and 1
         let table = [
             (status(500, None), 1, Some((250, 500))),
@@ -104,9 +125,14 @@ mod tests {
             (refused, 1, None),
             (damaged, 1, None),
             (short, 1, None),
+            (ended(), 1, Some((250, 500))),
+            (ended(), 4, None),
+            (mirrored(status(503, Some(7))), 1, Some((7_000, 7_000))),
+            (mirrored(status(404, None)), 1, None),
         ];
         for (error, tried, expected) in table {
-            let found = [0.0, 1.0].map(|jitter| wait(&error, tried, &options, jitter));
+            let times = Tried { times: tried, begun: false };
+            let found = [0.0, 1.0].map(|jitter| wait(&error, times, &options, jitter));
             let expected = match expected {
                 Some((least, most)) => [least, most].map(|ms| Some(Duration::from_millis(ms))),
                 None => [None, None],
@@ -114,7 +140,8 @@ mod tests {
             assert_eq!(found, expected, "{error} after {tried}");
         }
         let patient = RegistryOptions { attempts: u32::MAX, ..options };
-        assert_eq!(wait(&limited(None), u32::MAX - 1, &patient, 1.0), Some(MAX_WAIT));
+        let often = Tried { times: u32::MAX - 1, begun: true };
+        assert_eq!(wait(&limited(None), often, &patient, 1.0), Some(MAX_WAIT));
     }
 
     #[test]
@@ -125,6 +152,13 @@ mod tests {
             assert_eq!(after(&headers), expected.map(Duration::from_secs), "{text}");
         }
         assert_eq!(after(&HeaderMap::new()), None);
+        let date = |when| {
+            let text = httpdate::fmt_http_date(when);
+            after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())])).unwrap()
+        };
+        let found = date(SystemTime::now() + Duration::from_secs(30));
+        assert!((28..=30).contains(&found.as_secs()), "{found:?}");
+        assert_eq!(date(SystemTime::UNIX_EPOCH), Duration::ZERO);
     }
 
     #[test]

@@ -1,15 +1,22 @@
 //! Against servers that misbehave; the well-behaved one is in `tests/registry.rs`.
 
 mod access;
+mod mirrors;
 mod server;
+mod transfers;
+mod uploads;
 
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use peel_index::Digest;
 
 use self::server::{Reply, Seen, Server};
 use super::*;
-use crate::oci::{MEDIA_TYPE_OCI_INDEX, MEDIA_TYPE_OCI_MANIFEST};
+use crate::oci::{
+    ACCEPTED_MANIFESTS, Descriptor, MAX_MANIFEST_SIZE, MEDIA_TYPE_OCI_INDEX,
+    MEDIA_TYPE_OCI_MANIFEST, RegistryReference, Repository,
+};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
 const TYPED: (&str, &str) = ("Content-Type", MEDIA_TYPE_OCI_INDEX);
@@ -24,6 +31,8 @@ fn client_of(attempts: u32) -> Registry {
         idle_timeout: Duration::from_millis(400),
         attempts,
         backoff: Duration::from_millis(5),
+        hosts_dirs: Vec::new(),
+        ..RegistryOptions::default()
     })
     .unwrap()
 }
@@ -42,7 +51,7 @@ async fn drain(
     repository: &Repository,
     descriptor: &Descriptor,
 ) -> (Vec<u8>, Result<(), RegistryError>) {
-    let mut stream = match client.blob(repository, descriptor).await {
+    let mut stream = match client.blob(repository, descriptor, 0).await {
         Ok(stream) => stream,
         Err(error) => return (Vec::new(), Err(error)),
     };
@@ -67,7 +76,7 @@ async fn a_manifest_is_asked_for_as_the_spec_says() {
     assert_eq!(bytes, MANIFEST);
     let expected = Descriptor::new(MEDIA_TYPE_OCI_INDEX, Digest::sha256(MANIFEST), 34);
     assert_eq!(descriptor, expected);
-    let [Seen { method, path, headers }] = &server.seen()[..] else { panic!("one request") };
+    let [Seen { method, path, headers, .. }] = &server.seen()[..] else { panic!("one request") };
     assert_eq!((method.as_str(), path.as_str()), ("GET", "/v2/a/b/manifests/v1"));
     for media_type in ACCEPTED_MANIFESTS {
         assert!(headers["accept"].contains(media_type));
@@ -172,49 +181,6 @@ async fn documents_are_read_within_their_bound() {
     let reference = reference(&server, "a");
     let error = client.read_blob(reference.repository(), &large, 999).await.unwrap_err();
     assert!(matches!(error, RegistryError::TooLarge { limit: 999, found: 1_000, .. }), "{error}");
-}
-
-#[tokio::test]
-async fn blobs_have_the_length_of_their_descriptor() {
-    let bytes = b"0123456789";
-    let server = Server::start(|_, seen| match seen.path.split('/').nth(2).unwrap_or_default() {
-        "good" => Reply::new("200 OK", &[], bytes),
-        "chunked" => Reply::chunked(&[], &[&bytes[..4], &bytes[4..]]),
-        "announced" => Reply::new("200 OK", &[], &bytes[..9]),
-        "short" => Reply::chunked(&[], &[&bytes[..4]]),
-        "long" => Reply::chunked(&[], &[bytes, b"x"]),
-        "cut" => Reply::new("200 OK", &[], bytes).cut(3),
-        "silent" => Reply::new("200 OK", &[], bytes).cut(3).stalled(),
-        other => panic!("{other}"),
-    });
-    let client = client();
-    let descriptor = layer(bytes);
-    // name, bytes that come through, error
-    let table = [
-        ("good", 10, None),
-        ("chunked", 10, None),
-        ("announced", 0, Some("expected 10 bytes, found 9")),
-        ("short", 4, Some("expected 10 bytes, found 4")),
-        ("long", 10, Some("expected 10 bytes, found 11")),
-        ("cut", 7, Some("connection broke while reading blob sha256:")),
-        ("silent", 7, Some("no bytes in time while reading blob sha256:")),
-    ];
-    for (name, length, expected) in table {
-        let reference = reference(&server, name);
-        let (found, end) = drain(&client, reference.repository(), &descriptor).await;
-        assert_eq!(found, &bytes[..length], "{name}");
-        match (end, expected) {
-            (Ok(()), None) => {}
-            (Err(error), Some(expected)) => {
-                let message = error.to_string();
-                assert!(message.contains(expected), "{name}: {message}");
-                assert!(message.contains(&descriptor.digest.to_string()), "{message}");
-            }
-            (end, _) => panic!("{name}: {end:?}"),
-        }
-    }
-    let paths: Vec<_> = server.seen().into_iter().map(|seen| seen.path).collect();
-    assert_eq!(paths.len(), table.len(), "a stream that broke is the caller's: {paths:?}");
 }
 
 #[tokio::test]
@@ -416,10 +382,10 @@ fn without_ca_certificates_only_https_fails() {
 #[tokio::test]
 async fn requests_run_in_tasks_side_by_side() {
     let server = Server::start(|_, _| Reply::new("200 OK", &[TYPED], MANIFEST));
-    let client = std::sync::Arc::new(client());
+    let client = Arc::new(client());
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..8 {
-        let (client, reference) = (std::sync::Arc::clone(&client), reference(&server, "a"));
+        let (client, reference) = (Arc::clone(&client), reference(&server, "a"));
         tasks.spawn(async move {
             let (descriptor, bytes) = client.resolve(&reference).await.unwrap();
             let repository = reference.repository();

@@ -5,6 +5,8 @@
 
 pub mod image;
 pub mod load;
+pub mod proxy;
+pub mod registry;
 
 use std::{
     fs,
@@ -151,7 +153,13 @@ impl Peel {
         command
             .env_remove("PEEL_LOG")
             .env("PEEL_ROOT", self.root())
-            .env("PEEL_STATE", self.state());
+            .env("PEEL_STATE", self.state())
+            // What the user of these tests has configured is not theirs
+            .env("PEEL_HOSTS_DIR", self.path("certs.d"))
+            .env("DOCKER_CONFIG", self.path("docker"))
+            .env_remove("REGISTRY_AUTH_FILE")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("XDG_CONFIG_HOME");
         command.current_dir(self.dir());
         command
     }
@@ -168,9 +176,14 @@ impl Peel {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// Number of files, directories and the like below the root directory, but for metadata.
+    /// Number of files, directories and the like below the root directory, but for metadata, and
+    /// for what is noted of a layer's start some seconds after it.
     pub fn inodes(&self) -> usize {
-        walk(&self.root()).filter(|path| !path.starts_with(self.root().join("metadata"))).count()
+        let counts = |path: &PathBuf| {
+            !path.starts_with(self.root().join("metadata"))
+                && path.extension().is_none_or(|extension| extension != "start")
+        };
+        walk(&self.root()).filter(counts).count()
     }
 }
 
@@ -215,6 +228,11 @@ pub fn walk(dir: &Path) -> impl Iterator<Item = PathBuf> {
         Some(path)
     })
     .skip(1)
+}
+
+/// Empties the page cache and forgets names and inodes, of the whole machine.
+pub fn drop_caches() {
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");
 }
 
 /// Waits until something holds; fails the test where it never does.

@@ -31,7 +31,7 @@ use crate::{
     fs::{BLOCK_SIZE, Filesystem, Inode, Lookup},
     metrics::{Arrived, Kind, Metrics},
     pool::{Pool, Queues, Work},
-    source::{Ahead, FileSource, Sink},
+    source::{Ahead, FileSource, Sink, Spare},
 };
 
 /// Longest name of an entry, in bytes.
@@ -80,6 +80,16 @@ impl Sink for ReadAnswer<'_> {
     }
 }
 
+impl Spare for Queues<Read, Ahead> {
+    fn go_on(&self) -> bool {
+        !self.job_waits()
+    }
+
+    fn offer(&self, wish: Ahead) {
+        self.offer(wish);
+    }
+}
+
 impl<S: FileSource> Adapter<S> {
     pub(crate) fn new(
         filesystem: Filesystem<S>,
@@ -102,7 +112,7 @@ impl<S: FileSource> Adapter<S> {
                     }
                     metrics.answered(Kind::Read, arrived);
                 }
-                Work::Ahead(wish) => reader.ahead(wish, &|| !queues.job_waits()),
+                Work::Ahead(wish) => reader.ahead(wish, queues),
             }
         };
         let reads = Pool::start(read_threads, ahead_threads, work)?;

@@ -22,7 +22,7 @@ use peel_index::{Attr, Entry, FileKind, Layer, NodeId, Slot, Tree};
 pub use self::readdir::DirEntry;
 use crate::{
     error::Error,
-    source::{Ahead, FileSource, ReadError, Sink},
+    source::{Ahead, FileSource, ReadError, Sink, Spare},
 };
 
 /// How long the kernel may keep what cannot change: a hundred years, which does not overflow the
@@ -178,9 +178,9 @@ impl<S: FileSource> Filesystem<S> {
         }
     }
 
-    /// Does what a read said is worth doing ahead, while `go_on` says so.
-    pub fn ahead(&self, wish: Ahead, go_on: &dyn Fn() -> bool) {
-        self.source.ahead(wish, go_on);
+    /// Does what a read said is worth doing ahead, while `spare` says so.
+    pub fn ahead(&self, wish: Ahead, spare: &dyn Spare) {
+        self.source.ahead(wish, spare);
     }
 
     /// The layer and inode that have a regular file's content, and how many bytes of `len` it has

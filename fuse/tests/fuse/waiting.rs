@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use peel_fuse::{Ahead, FileSource, Filesystem, ReadError, ServeOptions, Sink, adopt};
+use peel_fuse::{Ahead, FileSource, Filesystem, ReadError, ServeOptions, Sink, Spare, adopt};
 use peel_index::{Layer, Slot, Tree};
 
 use crate::{
@@ -59,7 +59,7 @@ impl FileSource for Gated {
         sink: &mut dyn Sink,
     ) -> Result<(), ReadError> {
         self.pooled.fetch_add(1, Ordering::SeqCst);
-        sink.ahead(Ahead { layer, span: number });
+        sink.ahead(Ahead::Span { layer, span: number });
         let mut open = self.open.lock().expect("gate");
         while !*open {
             open = self.opened.wait(open).expect("gate");
@@ -87,8 +87,8 @@ impl FileSource for Gated {
         true
     }
 
-    fn ahead(&self, _wish: Ahead, go_on: &dyn Fn() -> bool) {
-        if go_on() {
+    fn ahead(&self, _wish: Ahead, spare: &dyn Spare) {
+        if spare.go_on() {
             self.worked_ahead.fetch_add(1, Ordering::SeqCst);
         }
     }

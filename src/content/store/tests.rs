@@ -150,17 +150,102 @@ fn one_ingest_a_key() {
     assert_holds(&store, 0);
 }
 
+/// What a process that was killed leaves of an ingest.
+fn crashed(store: &ContentStore, key: &str, bytes: &[u8]) -> PathBuf {
+    let dir = store.root().join("ingest").join(Digest::sha256(key.as_bytes()).hex());
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("ref"), key).unwrap();
+    fs::write(dir.join("data"), bytes).unwrap();
+    dir.join("data")
+}
+
 #[test]
-fn what_a_crash_left_is_removed_at_open() {
+fn what_a_crash_left_goes_on_or_is_removed_at_open() {
     let (_dir, store) = store();
     let kept = put(&store, b"kept");
-    let mut ingest = store.begin("layer", Expected::default()).unwrap();
-    ingest.write(b"half").unwrap();
-    std::mem::forget(ingest);
-    assert_eq!(fs::read_dir(store.root().join("ingest")).unwrap().count(), 1);
+    let large = vec![7; 3 << 20];
+    let expected = expecting(&large);
+    crashed(&store, "small", b"half");
+    crashed(&store, "layer", &large[..2 << 20]);
+    let old = crashed(&store, "old", &large);
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+    File::options().write(true).open(old).unwrap().set_modified(yesterday).unwrap();
+    fs::create_dir(store.root().join("ingest/empty")).unwrap();
+    fs::write(store.root().join("ingest/file"), "x").unwrap();
+
     let store = ContentStore::open(store.root()).unwrap();
-    assert_holds(&store, 1);
+    assert_eq!(fs::read_dir(store.root().join("ingest")).unwrap().count(), 1);
     assert!(store.contains(&kept).unwrap());
+    let mut ingest = store.resume("layer", expected).unwrap();
+    assert_eq!(ingest.written(), 2 << 20);
+    let mut again = Vec::new();
+    let replayed = ingest.replay(|part| {
+        again.extend_from_slice(part);
+        Ok::<_, ContentError>(())
+    });
+    replayed.unwrap();
+    assert_eq!(again, large[..2 << 20]);
+    ingest.write(&large[2 << 20..]).unwrap();
+    assert_eq!(ingest.commit().unwrap().digest, Digest::sha256(&large));
+    assert_holds(&store, 2);
+}
+
+#[test]
+fn an_ingest_is_kept_where_that_is_worth_it() {
+    let (_dir, store) = store();
+    let large = vec![1; 2 << 20];
+    let began = |resume| match resume {
+        true => store.resume("layer", expecting(&large)).unwrap(),
+        false => store.begin("layer", expecting(&large)).unwrap(),
+    };
+    let mut ingest = began(false);
+    ingest.write(b"little").unwrap();
+    ingest.keep();
+    assert_holds(&store, 0);
+    let mut ingest = began(true);
+    assert_eq!(ingest.written(), 0);
+    ingest.write(&large[..1_500_000]).unwrap();
+    ingest.keep();
+    let busy = began(true);
+    assert_eq!(busy.written(), 1_500_000);
+    store.sweep_ingests().unwrap();
+    let error = store.resume("layer", expecting(&large)).unwrap_err();
+    assert!(matches!(error, ContentError::Busy { .. }), "{error}");
+    busy.keep();
+    store.sweep_ingests().unwrap();
+    // Bytes that went bad since are found at the end
+    let data = store.root().join("ingest").join(Digest::sha256(b"layer").hex()).join("data");
+    let file = File::options().write(true).open(&data).unwrap();
+    std::os::unix::fs::FileExt::write_at(&file, b"x", 700_000).unwrap();
+    let mut ingest = began(true);
+    ingest.write(&large[1_500_000..]).unwrap();
+    assert!(matches!(ingest.commit(), Err(ContentError::Digest { .. })));
+    assert_holds(&store, 0);
+    // What is longer than the blob is of no use
+    crashed(&store, "layer", &[0; 3 << 20]);
+    assert_eq!(began(true).written(), 0);
+    assert_holds(&store, 0);
+}
+
+#[test]
+fn what_a_pull_wants_is_kept_for_a_day() {
+    let (_dir, store) = store();
+    let (small, large) = (put(&store, b"small"), put(&store, &vec![1; 1 << 20]));
+    let absent = Digest::sha256(b"absent");
+    store.keep_blobs("r.example/app:v1", &[small, large, absent]).unwrap();
+    store.keep_blobs("r.example/other:v1", &[]).unwrap();
+    let store = ContentStore::open(store.root()).unwrap();
+    assert_eq!(store.kept_blobs().unwrap(), [large].into());
+    store.unkeep("r.example/other:v1").unwrap();
+    store.unkeep("never kept").unwrap();
+    let dir = fs::read_dir(store.root().join("ingest")).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read_to_string(dir.join("ref")).unwrap(), "r.example/app:v1");
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+    let list = File::options().write(true).open(dir.join("blobs")).unwrap();
+    list.set_modified(yesterday).unwrap();
+    assert!(store.kept_blobs().unwrap().is_empty());
+    store.sweep_ingests().unwrap();
+    assert_holds(&store, 2);
 }
 
 #[test]

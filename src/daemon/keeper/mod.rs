@@ -18,6 +18,7 @@ mod start;
 mod watch;
 
 use std::{
+    ffi::OsString,
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -50,6 +51,7 @@ use crate::{
     failure::{Class, Failure, chain},
     metadata::now_ns,
     paths::Paths,
+    registry::RegistryOptions,
 };
 
 /// A worker that lived this long did not die of its start, and has answered what it inherited.
@@ -69,10 +71,16 @@ pub struct Options {
     pub log_level: String,
     /// Bound of the worker's span cache in bytes.
     pub span_cache: u64,
+    /// What is read when a layer comes into use is decoded ahead the next time.
+    pub follow_starts: bool,
     /// Started by a command, not by a person or a service manager.
     pub background: bool,
     /// A worker that gets nowhere for so long is killed; zero: never.
     pub patience: Duration,
+    /// How registries are reached.
+    pub network: RegistryOptions,
+    /// The same, as arguments of the daemon's processes.
+    pub network_args: Vec<OsString>,
 }
 
 impl Options {

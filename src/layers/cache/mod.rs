@@ -64,6 +64,28 @@ const STEP: usize = 64 << 10;
 /// How long decoding ahead waits for the readers of what it could go on with.
 const AHEAD_PATIENCE: Duration = Duration::from_millis(1);
 
+/// How far decoding ahead goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AheadExtent {
+    /// Bytes from the span's start.
+    pub(super) upto: usize,
+    /// Spans that nobody came for take at most one part in so many of the cache.
+    pub(super) share: u64,
+    /// It is known from the last start.
+    pub(super) start: bool,
+}
+
+/// How decoding ahead ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AheadEnd {
+    /// The bytes are there, or they are somebody else's business.
+    Done,
+    /// It was told not to go on.
+    Stopped,
+    /// There is no room for it.
+    Full,
+}
+
 /// What decodes a span: [`peel_index::SpanReader`], and a made-up one in tests.
 pub(super) trait Decoder: Send + Sync + 'static {
     /// The bytes decoded so far, from the span's start.
@@ -340,7 +362,7 @@ impl<D: Decoder> SpanCache<D> {
                     let mut room = Room::default();
                     if leader.charged.is_none() {
                         let cost = origin.cost();
-                        while !table.admit(cost, &mut room, false) {
+                        while !table.admit(cost, &mut room, None) {
                             table = self.wait(table);
                         }
                         table.stats.compressed_bytes += cost.compressed as u64;
@@ -370,25 +392,27 @@ impl<D: Decoder> SpanCache<D> {
         self.lock().lacks(key)
     }
 
-    /// Decodes a span before it is asked for, while `go_on` says so and there is room for it.
-    /// Errors are for whoever asks for the span.
+    /// Decodes the first bytes of a span before they are asked for, while `go_on` says so and there
+    /// is room. Errors are for whoever asks for the span.
     pub(super) fn ahead<O: Origin<Decoder = D>>(
         &self,
         key: SpanKey,
+        extent: AheadExtent,
         origin: &O,
         go_on: &dyn Fn() -> bool,
-    ) {
+    ) -> AheadEnd {
+        let AheadExtent { upto, share, .. } = extent;
         while go_on() {
             let mut table = self.lock();
-            match table.ask_ahead(key) {
-                None | Some(Ask::Have(_) | Ask::Await(_)) => return,
+            match table.ask_ahead(key, upto) {
+                None | Some(Ask::Have(_) | Ask::Await(_)) => return AheadEnd::Done,
                 Some(Ask::Wait) => {
                     table.waiting += 1;
                     let wait = self.changed.wait_timeout(table, AHEAD_PATIENCE);
                     let (mut table, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
                     table.waiting -= 1;
                     if timeout.timed_out() {
-                        return;
+                        return AheadEnd::Done;
                     }
                 }
                 Some(Ask::Lead(flight, begun)) => {
@@ -398,23 +422,25 @@ impl<D: Decoder> SpanCache<D> {
                     let mut room = Room::default();
                     if leader.charged.is_none() {
                         let cost = origin.cost();
-                        if !table.admit(cost, &mut room, true) {
+                        if !table.admit(cost, &mut room, Some(share)) {
                             drop(table);
-                            return;
+                            return AheadEnd::Full;
                         }
                         table.stats.ahead_started += 1;
+                        table.stats.start_spans += u64::from(extent.start);
                         table.stats.compressed_bytes += cost.compressed as u64;
                         leader.charged = Some(cost.total());
                     }
                     drop(table);
                     room.garbage.clear();
-                    if leader.decode(origin, room, usize::MAX, go_on).is_err() {
-                        return;
+                    if leader.decode(origin, room, upto, go_on).is_err() {
+                        return AheadEnd::Done;
                     }
                     drop(leader.land(claimed, 0));
                 }
             }
         }
+        AheadEnd::Stopped
     }
 
     /// Forgets every span of a layer.

@@ -25,6 +25,10 @@ pub struct CacheStats {
     pub ahead_used: u64,
     /// Of these, spans dropped before anybody asked.
     pub ahead_wasted: u64,
+    /// Times that a layer came into use.
+    pub starts: u64,
+    /// Of the spans decoded ahead, those that were read when a layer last came into use.
+    pub start_spans: u64,
     /// Compressed bytes read and verified.
     pub compressed_bytes: u64,
     /// Bytes decoded.

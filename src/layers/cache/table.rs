@@ -206,15 +206,15 @@ impl<D: Decoder> Table<D> {
         Some(held)
     }
 
-    /// What decoding ahead has to do for a span; `None`: nothing.
-    pub(super) fn ask_ahead(&mut self, key: SpanKey) -> Option<Ask<D>> {
+    /// What decoding the first `upto` bytes of a span ahead has to do; `None`: nothing.
+    pub(super) fn ask_ahead(&mut self, key: SpanKey, upto: usize) -> Option<Ask<D>> {
         if self.flights.contains_key(&key) {
             return None;
         }
         let Some(held) = self.held.peek(&key) else {
             return Some(Ask::Lead(self.take_off(key), None));
         };
-        if is_complete(&*held.span) || held.succession {
+        if is_complete(&*held.span) || held.span.decoded().len() >= upto || held.succession {
             return None;
         }
         Some(match self.take(key) {
@@ -288,8 +288,10 @@ impl<D: Decoder> Table<D> {
 
     /// Charges a decode that is about to begin for `cost` bytes and gives it buffers, if there is
     /// room or room can be made. A request is never refused while no other decode is under way.
-    pub(super) fn admit(&mut self, cost: Cost, room: &mut Room, ahead: bool) -> bool {
-        if ahead && self.unclaimed + cost.total() > self.capacity / AHEAD_SHARE {
+    /// Decoding ahead takes at most one part in `share` of the cache for spans that nobody came for.
+    pub(super) fn admit(&mut self, cost: Cost, room: &mut Room, share: Option<u64>) -> bool {
+        let ahead = share.is_some();
+        if share.is_some_and(|share| self.unclaimed + cost.total() > self.capacity / share) {
             return false;
         }
         if room.compressed.capacity() == 0
@@ -387,9 +389,6 @@ impl<D: Decoder> Table<D> {
         }
     }
 }
-
-/// Decoding ahead takes at most one part in so many of the cache for spans that nobody came for.
-const AHEAD_SHARE: u64 = 4;
 
 /// What a decode takes, in bytes.
 #[derive(Debug, Clone, Copy)]

@@ -15,6 +15,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+const WHOLE: AheadExtent = AheadExtent { upto: usize::MAX, share: 4, start: false };
 const SPAN: usize = 4 * STEP + 1000;
 const COMPRESSED: usize = 30_000;
 const COST: u64 = (SPAN + COMPRESSED) as u64;
@@ -143,7 +144,7 @@ impl<'a> Bench<'a> {
     }
 
     fn ahead(&self, n: u32) {
-        self.cache.ahead(key(n), &self.origin(n, Fault::None), &|| true);
+        self.cache.ahead(key(n), WHOLE, &self.origin(n, Fault::None), &|| true);
     }
 
     fn opens(&self) -> usize {
@@ -382,13 +383,28 @@ fn decoding_ahead_stops_when_told_and_goes_on() {
     let bench = Bench::new(1 << 30, &|_, _| {});
     let steps = AtomicUsize::new(0);
     let twice = || steps.fetch_add(1, Ordering::SeqCst) < 3;
-    bench.cache.ahead(key(1), &bench.origin(1, Fault::None), &twice);
+    bench.cache.ahead(key(1), WHOLE, &bench.origin(1, Fault::None), &twice);
     let stats = bench.cache.stats();
     assert_eq!((stats.inflated_bytes, stats.spans), (2 * STEP as u64, 1));
     assert!(bench.cache.lacks(key(1)), "there is more to decode");
     bench.ahead(1);
     assert!(bench.cache.pin_ready(key(1), SPAN).is_some());
     assert_eq!((bench.opens(), bench.cache.stats().ahead_used), (1, 1));
+}
+
+#[test]
+fn decoding_ahead_goes_as_far_as_it_is_told_and_says_how_it_ended() {
+    let bench = Bench::new(16 * COST, &|_, _| {});
+    let part = AheadExtent { upto: STEP + 1, share: 8, start: true };
+    let ahead =
+        |n, extent| bench.cache.ahead(key(n), extent, &bench.origin(n, Fault::None), &|| true);
+    assert_eq!([1, 1, 2].map(|n| ahead(n, part)), [AheadEnd::Done; 3]);
+    assert_eq!(bench.cache.stats().inflated_bytes, 2 * (STEP as u64 + 1));
+    assert_eq!(ahead(3, part), AheadEnd::Full, "two of sixteen are not asked for");
+    bench.read(1, 10);
+    assert_eq!(ahead(3, part), AheadEnd::Done);
+    let stopped = bench.cache.ahead(key(3), WHOLE, &bench.origin(3, Fault::None), &|| false);
+    assert_eq!((stopped, bench.opens()), (AheadEnd::Stopped, 3));
 }
 
 #[test]
@@ -483,7 +499,7 @@ impl Bench<'_> {
             Op::Ahead { span, steps } => {
                 let left = AtomicUsize::new(steps + 1);
                 let go_on = || left.fetch_sub(1, Ordering::SeqCst) > 1;
-                self.cache.ahead(key(span), &self.origin(span, Fault::None), &go_on);
+                self.cache.ahead(key(span), WHOLE, &self.origin(span, Fault::None), &go_on);
             }
             Op::Ready { span, need } => {
                 if let Some(pin) = self.cache.pin_ready(key(span), need) {

@@ -1,6 +1,7 @@
 //! The store of indexes and trees, over real files.
 
 mod reading;
+mod starting;
 
 use std::fs;
 

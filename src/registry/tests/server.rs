@@ -14,6 +14,7 @@ pub(super) struct Seen {
     pub(super) method: String,
     pub(super) path: String,
     pub(super) headers: HashMap<String, String>,
+    pub(super) body: Vec<u8>,
 }
 
 /// What the server does with a request.
@@ -125,7 +126,7 @@ fn serve(
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
     let mut word = || words.next().unwrap_or_default().to_owned();
-    let mut seen = Seen { method: word(), path: word(), headers: HashMap::new() };
+    let mut seen = Seen { method: word(), path: word(), headers: HashMap::new(), body: Vec::new() };
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
@@ -133,6 +134,10 @@ fn serve(
             break;
         };
         seen.headers.insert(name.to_ascii_lowercase(), value.to_owned());
+    }
+    if let Some(length) = seen.headers.get("content-length") {
+        seen.body = vec![0; length.parse().unwrap()];
+        reader.read_exact(&mut seen.body)?;
     }
     let number = {
         let mut log = log.lock().unwrap();
