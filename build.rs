@@ -1,10 +1,10 @@
-//! Compiles the gRPC API with a protobuf compiler written in Rust: no protoc to install.
+//! Compiles the gRPC APIs, peel's own and containerd's, with a protobuf compiler written in Rust: no protoc to install.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = "src/daemon/proto";
-    let file = format!("{directory}/peel.proto");
-    println!("cargo:rerun-if-changed={file}");
-    let descriptors = protox::compile([&file], [directory])?;
+    println!("cargo:rerun-if-changed={directory}");
+    let files = ["peel.proto", "containerd.proto"].map(|file| format!("{directory}/{file}"));
+    let descriptors = protox::compile(files, [directory])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -17,6 +17,27 @@ mod generated {
 
 pub use generated::*;
 
+/// containerd's API of snapshots, generated from `daemon/proto/containerd.proto`. The modules are as
+/// deep as generated code takes them to be.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    reason = "generated; the proto file has the documentation"
+)]
+#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
+pub mod containerd {
+    pub mod types {
+        tonic::include_proto!("containerd.types");
+    }
+    pub mod services {
+        pub mod snapshots {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.snapshots.v1");
+            }
+        }
+    }
+}
+
 const HINT: &str = "peel-hint-bin";
 /// Marks the daemon's own word; a status without it comes from the transport.
 const SAID: &str = "peel-said";

@@ -6,7 +6,7 @@
 //! main → cli → client ┐
 //!                     ├→ api (gRPC) → daemon ─→ image, snapshot, bundle, gc
 //! daemon → image → registry, content, layers, metadata
-//!          gc → metadata, content, layers, snapshot
+//!          gc → metadata, content, layers, snapshot      snapshotter → metadata, snapshot
 //! layers (indexes, trees, span cache) → content, peel_index, peel_fuse
 //! registry → oci      content → oci      metadata, oci → peel_index::Digest
 //! daemon, cli → stats → api, peel_fuse
@@ -31,5 +31,6 @@ pub mod paths;
 pub mod process;
 pub mod registry;
 pub mod snapshot;
+pub mod snapshotter;
 pub mod stats;
 pub mod telemetry;

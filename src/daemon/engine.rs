@@ -20,18 +20,19 @@ use std::{
 use peel_index::{Digest, Tree};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockReadGuard};
 
-use super::{clients::Clients, slots::Slots, transfer::Questions};
+use super::{clients::Clients, remote::RemoteImages, slots::Slots, transfer::Questions};
 use crate::{
     content::ContentStore,
     failure::{Class, Failure, chain},
     gc,
     image::{Images, NewSlot as _},
     layers::Layers,
-    metadata::{IdKind, ImageRecord, Metadata, Opened},
+    metadata::{IdKind, ImageRecord, LayerRef, Metadata, Opened},
     mountinfo,
     paths::Paths,
     registry::RegistryOptions,
     snapshot::Snapshots,
+    snapshotter::Snapshotter,
 };
 
 /// Version of the layout below the root directory.
@@ -43,7 +44,9 @@ pub(super) struct Engine {
     pub(super) content: Arc<ContentStore>,
     pub(super) layers: Arc<Layers>,
     pub(super) metadata: Arc<Metadata>,
-    pub(super) snapshots: Snapshots,
+    pub(super) snapshots: Arc<Snapshots>,
+    pub(super) snapshotter: Snapshotter,
+    pub(super) remote: RemoteImages,
     pub(super) images: Images,
     pub(super) boot_id: String,
     pub(super) clients: Clients,
@@ -112,10 +115,11 @@ impl Engine {
         )?;
         let boot_id = mountinfo::boot_id()
             .map_err(|e| Failure::io(&e, format!("cannot read the boot id: {e}")))?;
-        let snapshots = Snapshots::open(paths.root())?;
+        let snapshots = Arc::new(Snapshots::open(paths.root())?);
         if recovered.is_some() {
             // A record may be lost, but not what a user has written
-            let named: HashSet<u64> = metadata.snapshots()?.iter().map(|s| s.id).collect();
+            let mut named: HashSet<u64> = metadata.snapshots()?.iter().map(|s| s.id).collect();
+            named.extend(metadata.keyed_snapshots()?.iter().map(|s| s.id));
             for id in snapshots.ids()?.into_iter().filter(|id| !named.contains(id)) {
                 metadata.raise_id(IdKind::Snapshot, id)?;
                 let aside = snapshots.set_aside(id)?;
@@ -126,8 +130,12 @@ impl Engine {
             // An export from before it was made would give its number out again
             metadata.raise_id(IdKind::Snapshot, highest)?;
         }
+        let snapshotter = Snapshotter::open(Arc::clone(&metadata), Arc::clone(&snapshots))
+            .map_err(Failure::from)?;
         let engine = Self {
             snapshots,
+            snapshotter,
+            remote: RemoteImages::default(),
             paths,
             content,
             layers,
@@ -196,18 +204,24 @@ impl Engine {
 
     /// The merged tree of an image; merged now where it was not yet, or its file is damaged.
     pub(super) fn tree_of(&self, image: &ImageRecord) -> Result<Arc<Tree>, Failure> {
+        self.tree_of_layers(&image.layers)
+    }
+
+    /// The same for layers, lowest first.
+    pub(super) fn tree_of_layers(&self, layers: &[LayerRef]) -> Result<Arc<Tree>, Failure> {
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+        let chain_id = peel_index::chain_id(&diff_ids);
         // A second tree of a chain would take the place of the first, which may be mounted
         let _one_at_a_time = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.layers.tree_by_chain_id(image.chain_id) {
+        match self.layers.tree_by_chain_id(chain_id) {
             Ok(Some(tree)) => return Ok(tree),
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(image = %image.name, error = chain(&error), "merging again");
-                self.layers.remove_tree(image.chain_id)?;
+                tracing::error!(error = chain(&error), "merging again");
+                self.layers.remove_tree(chain_id)?;
             }
         }
-        self.images.ensure_indexed(image)?;
-        let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        self.images.ensure_indexed(layers)?;
         Ok(self.layers.build_tree(&diff_ids, self.slots.next()?)?)
     }
 
@@ -245,6 +259,20 @@ impl Engine {
         Ok((image.name, freed))
     }
 
+    /// Ends the process where the store has failed: it refuses everything from then on, and another
+    /// worker opens it anew.
+    pub(super) fn end_without_metadata(&self) {
+        if let Err(error) = self.metadata.generation() {
+            tracing::error!(error = chain(&error), "the metadata failed; starting again");
+            std::process::exit(1);
+        }
+    }
+
+    /// Says that something is there which nothing names: the next sweep finds it.
+    pub(super) fn note_garbage(&self) {
+        self.garbage.store(true, Ordering::SeqCst);
+    }
+
     /// Removes what nothing names, unless something is being made just now; returns bytes freed.
     pub(super) fn collect_garbage(&self) -> Result<u64, Failure> {
         self.garbage.store(true, Ordering::SeqCst);
@@ -259,8 +287,16 @@ impl Engine {
             let _one_at_a_time = self.mounting();
             self.garbage.store(false, Ordering::SeqCst);
             let held = self.held_trees()?;
-            freed +=
-                gc::sweep(&self.metadata, &self.content, &self.layers, &self.snapshots, &held)?;
+            let in_use = self.uppers_in_use();
+            let in_use = |upper: &Path| in_use(upper);
+            freed += gc::sweep(
+                &self.metadata,
+                &self.content,
+                &self.layers,
+                &self.snapshots,
+                &held,
+                &in_use,
+            )?;
         }
         Ok(freed)
     }

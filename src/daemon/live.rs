@@ -1,7 +1,7 @@
 //! What all processes see mounted at one moment.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
 };
@@ -72,7 +72,11 @@ impl Live {
             let overlaid = ["lowerdir+", "lowerdir"].into_iter();
             let mut overlaid = overlaid
                 .flat_map(|name| m.super_option(name))
-                .filter_map(|dir| Some(Path::new(&dir).strip_prefix(lower).ok()?.to_owned()));
+                // containerd names all of them in one option, the tree last
+                .filter_map(|dirs| {
+                    let last = dirs.as_bytes().rsplit(|b| *b == b':').next()?;
+                    Some(Path::new(OsStr::from_bytes(last)).strip_prefix(lower).ok()?.to_owned())
+                });
             let slot = bound.map(Path::to_owned).or_else(|| overlaid.next())?;
             let slot = slot.iter().next().and_then(|slot| slot.to_str()?.parse().ok());
             Some((slot.and_then(Slot::new), entry))

@@ -27,8 +27,10 @@ mod listen;
 mod live;
 mod mounts;
 mod notify;
+mod remote;
 mod service;
 mod slots;
+mod snapshots;
 mod stats;
 mod transfer;
 

@@ -405,6 +405,12 @@ impl Engine {
         held.extend(records.filter_map(|record| Slot::new(record.tree_slot)));
         Ok(held)
     }
+
+    /// Says of an upper whether some process has it mounted, as of now.
+    pub(super) fn uppers_in_use(&self) -> impl Fn(&Path) -> bool {
+        let live = Live::scan();
+        move |upper| live.uses_upper(upper)
+    }
 }
 
 #[cfg(test)]

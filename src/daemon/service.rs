@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::{self, peel_server::Peel},
-    failure::{Class, Failure, chain},
+    failure::{Class, Failure},
 };
 
 pub(super) struct Service {
@@ -39,11 +39,7 @@ impl Service {
         match tokio::task::spawn_blocking(move || call(&engine)).await {
             Ok(Ok(answer)) => Ok(Response::new(answer)),
             Ok(Err(failure)) => {
-                if let Err(error) = self.engine.metadata.generation() {
-                    // The store refuses everything from now on; another worker opens it anew
-                    tracing::error!(error = chain(&error), "the metadata failed; starting again");
-                    std::process::exit(1);
-                }
+                self.engine.end_without_metadata();
                 Err(failure.into())
             }
             Err(panic) => {

@@ -34,9 +34,13 @@ use super::{
     keeper,
     listen::{CONNECTIONS, connections},
     service::Service,
+    snapshots::SnapshotsService,
 };
 use crate::{
-    api::peel_server::PeelServer,
+    api::{
+        containerd::services::snapshots::v1::snapshots_server::SnapshotsServer,
+        peel_server::PeelServer,
+    },
     content::ContentStore,
     failure::{Class, Failure, chain},
     image,
@@ -216,10 +220,12 @@ async fn answer(
             _ = interrupt.recv() => {}
         }
     };
+    let snapshots = SnapshotsService { engine: Arc::clone(&service.engine) };
     let (drained, draining) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
         .add_service(PeelServer::new(service))
+        .add_service(SnapshotsServer::new(snapshots))
         .serve_with_incoming_shutdown(incoming, async move {
             stopped.await;
             drop(drained);

@@ -3,10 +3,13 @@
 //! What a mount still shows is kept whatever the records say: overlays live on in other mount
 //! namespaces and after lazy unmounts. The caller makes sure that nothing is being made meanwhile.
 
-use std::collections::HashSet;
+mod keyed;
+
+use std::{collections::HashSet, path::Path};
 
 use peel_index::{Digest, Slot};
 
+use self::keyed::Keyed;
 use crate::{
     content::ContentStore,
     failure::Failure,
@@ -15,7 +18,8 @@ use crate::{
     snapshot::Snapshots,
 };
 
-/// Sweeps; `held` are trees that some process has mounted. Returns the bytes freed.
+/// Sweeps; `held` are trees that some process has mounted, and `in_use` says it of an upper. Returns
+/// the bytes freed.
 ///
 /// # Errors
 /// The first failure; what was swept before stays swept.
@@ -25,11 +29,16 @@ pub fn sweep(
     layers: &Layers,
     snapshots: &Snapshots,
     held: &[Slot],
+    in_use: &dyn Fn(&Path) -> bool,
 ) -> Result<u64, Failure> {
     let images = metadata.images()?;
     let mut trees: HashSet<Option<Digest>> = images.iter().map(|i| i.chain_id).collect();
     let mut diff_ids: HashSet<Digest> = images.iter().flat_map(diff_ids).collect();
     let uppers = metadata.snapshots()?;
+    let keyed = Keyed::of(metadata.keyed_snapshots()?);
+    diff_ids.extend(keyed.layers().map(|layer| layer.diff_id));
+    // Merged once something was prepared on them; of an answer given the slot must stay
+    trees.extend(keyed.chains().into_iter().map(Some));
     for (chain, slot) in layers.tree_slots() {
         // A snapshot needs what it was made on, though its image may have been pulled anew since
         if held.contains(&slot) || uppers.iter().any(|s| s.chain_id == chain) {
@@ -41,6 +50,7 @@ pub fn sweep(
     }
     let mut blobs: HashSet<Digest> = images.iter().flat_map(blobs).collect();
     blobs.extend(content.kept_blobs()?);
+    blobs.extend(keyed.layers().map(|layer| layer.digest));
     for diff_id in &diff_ids {
         // An index may have been built from another blob of the same content
         if let Ok(Some(layer)) = layers.layer_by_diff_id(diff_id) {
@@ -62,9 +72,12 @@ pub fn sweep(
             freed += blob.size;
         }
     }
-    let recorded: HashSet<u64> = uppers.iter().map(|s| s.id).collect();
+    let mut recorded: HashSet<u64> = uppers.iter().map(|s| s.id).collect();
+    recorded.extend(keyed.uppers());
     for id in snapshots.ids()?.into_iter().filter(|id| !recorded.contains(id)) {
-        snapshots.remove(id)?;
+        if !in_use(&snapshots.upper(id)) {
+            snapshots.remove(id)?;
+        }
     }
     Ok(freed)
 }

@@ -16,6 +16,7 @@ mod ingest;
 mod job;
 mod pull;
 mod push;
+mod remote;
 mod source;
 
 use std::{
@@ -31,12 +32,13 @@ use self::cores::Cores;
 pub use self::{
     pull::PullOptions,
     push::{PushOptions, Pushed},
+    remote::RemoteImage,
 };
 use crate::{
     content::ContentStore,
     failure::{Class, Failure},
     layers::Layers,
-    metadata::{ImageRecord, Metadata},
+    metadata::{ImageRecord, LayerRef, Metadata},
     oci::{Descriptor, ImageConfig, MAX_CONFIG_SIZE, Manifest},
     registry::{Registry, RegistryOptions},
 };
@@ -165,20 +167,20 @@ impl Images {
         Ok(ImageConfig::parse(&manifest, &self.document(&image.config)?)?)
     }
 
-    /// Indexes again, from the local blob, each layer of an image that has no usable index.
+    /// Indexes again, from the local blob, each of an image's layers that has no usable index.
     ///
     /// Blocks; not for a task.
     ///
     /// # Errors
     /// Where a blob is gone or damaged.
-    pub fn ensure_indexed(&self, image: &ImageRecord) -> Result<(), Failure> {
-        for layer in &image.layers {
+    pub fn ensure_indexed(&self, layers: &[LayerRef]) -> Result<(), Failure> {
+        for layer in layers {
             let flight = self.flight(layer.diff_id);
             let _alone = flight.blocking_lock();
             if self.store.layer_is_usable(layer) {
                 continue;
             }
-            tracing::warn!(image = %image.name, layer = %layer.digest, "indexing again");
+            tracing::warn!(layer = %layer.digest, "indexing again");
             self.store.index_local(layer, &CancellationToken::new())?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
-use peel_index::Hasher;
+use peel_index::{Digest, Hasher};
 
 use super::pull::blocking;
 use crate::{
@@ -38,6 +38,25 @@ pub(super) enum Blob {
 pub(super) enum Source {
     Registry { registry: Arc<Registry>, reference: RegistryReference },
     Layout { layout: Arc<OciLayout>, target: Descriptor },
+    /// One blob and nothing else.
+    File(LocalFile),
+}
+
+/// A file that holds a blob, or should.
+pub(super) struct LocalFile {
+    file: File,
+    digest: Digest,
+}
+
+impl LocalFile {
+    pub(super) fn new(file: File, digest: Digest) -> Self {
+        Self { file, digest }
+    }
+
+    /// What a file of one blob does not have.
+    fn lacks(&self, what: &str) -> Failure {
+        Failure::new(Class::NotFound, format!("no {what} beside the file of blob {}", self.digest))
+    }
 }
 
 impl Source {
@@ -78,6 +97,7 @@ impl Source {
                 let bytes = self.manifest(target).await?;
                 Ok((target.clone(), bytes))
             }
+            Self::File(file) => Err(file.lacks("manifest")),
         }
     }
 
@@ -91,6 +111,7 @@ impl Source {
                 Ok(registry.manifest(reference.repository(), descriptor).await?.to_vec())
             }
             Self::Layout { layout, .. } => read(layout, descriptor, MAX_MANIFEST_SIZE).await,
+            Self::File(file) => Err(file.lacks("manifest")),
         }
     }
 
@@ -105,6 +126,7 @@ impl Source {
                 Ok(registry.read_blob(repository, descriptor, MAX_CONFIG_SIZE).await?.to_vec())
             }
             Self::Layout { layout, .. } => read(layout, descriptor, MAX_CONFIG_SIZE).await,
+            Self::File(file) => Err(file.lacks("config")),
         }
     }
 
@@ -141,6 +163,11 @@ impl Source {
             Self::Layout { layout, .. } => {
                 let (layout, descriptor) = (Arc::clone(layout), descriptor.clone());
                 blocking(move || Ok(Blob::File(layout.open_blob(&descriptor)?))).await
+            }
+            Self::File(file) => {
+                let again = file.file.try_clone();
+                let failed = |e| Failure::io(&e, format!("cannot read blob {}: {e}", file.digest));
+                Ok(Blob::File(again.map_err(failed)?))
             }
         }
     }

@@ -215,6 +215,14 @@ impl Layers {
         slot.map(|slot| Ok(Arc::clone(&self.open_layer(slot)?.index))).transpose()
     }
 
+    /// Bytes of the index of a layer, its seekable copy included; `None` where it was never indexed.
+    pub fn index_len(&self, diff_id: &Digest) -> Option<u64> {
+        self.tables().layers.get(diff_id)?;
+        let path = self.layers_dir.join(file_name(diff_id));
+        let len = |path: &Path| fs::symlink_metadata(path).map_or(0, |m| m.len());
+        Some(len(&path) + len(&copy_path(&path)))
+    }
+
     /// The tree of a chain; `None` where it was never merged.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use super::{
     error::MetadataError,
     files,
+    keyed::KeyedSnapshot,
     record::{IdKind, ImageRecord, MountRecord, Record, SLOT_COUNTER, SnapshotRecord, counter_key},
     shared::{Shared, State},
     text,
@@ -106,6 +107,7 @@ pub(super) fn encode(shared: &Shared, state: State) -> Result<Vec<u8>, MetadataE
     add_table::<ImageRecord>(shared, &mut records)?;
     add_table::<SnapshotRecord>(shared, &mut records)?;
     add_table::<MountRecord>(shared, &mut records)?;
+    add_table::<KeyedSnapshot>(shared, &mut records)?;
     let records = Value::Object(records);
     let document = Document {
         format: FORMAT.to_owned(),
@@ -154,6 +156,7 @@ impl Export {
         count += restore_table::<ImageRecord>(&self.records, &mut into, path)?;
         count += restore_table::<SnapshotRecord>(&self.records, &mut into, path)?;
         count += restore_table::<MountRecord>(&self.records, &mut into, path)?;
+        count += restore_table::<KeyedSnapshot>(&self.records, &mut into, path)?;
         shared.commit(&mut writer, into.into_changes())?;
         Ok(count)
     }

@@ -23,6 +23,7 @@
 mod error;
 mod export;
 mod files;
+mod keyed;
 mod open;
 mod record;
 mod shared;
@@ -42,6 +43,7 @@ use std::{
 };
 
 pub use error::MetadataError;
+pub use keyed::{KeyedKind, KeyedSnapshot};
 pub use open::{Cause, Opened, Recovered, RestoredFrom};
 pub use record::{
     IdKind, ImageRecord, LayerRef, MountRecord, MountState, OtherPlatform, RootfsKind,

@@ -20,6 +20,7 @@ use super::{
     error::MetadataError,
     export::{self, Found},
     files::{self, Mark, Spare, io_error},
+    keyed::KeyedSnapshot,
     record::{ImageRecord, MountRecord, SnapshotRecord},
     shared::{STATE_KEY, Shared, State, sum_of},
     slots::SlotAllocator,
@@ -255,6 +256,7 @@ fn check_records(store: &Store, pairs: &Pairs, state: State) -> Result<(), Metad
     store.list::<ImageRecord>()?;
     store.list::<SnapshotRecord>()?;
     store.list::<MountRecord>()?;
+    store.list::<KeyedSnapshot>()?;
     Ok(())
 }
 

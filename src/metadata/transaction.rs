@@ -175,7 +175,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn remove<R: Record>(&mut self, key: Vec<u8>) -> Result<Option<R>, MetadataError> {
+    pub(super) fn remove<R: Record>(&mut self, key: Vec<u8>) -> Result<Option<R>, MetadataError> {
         let record = self.load::<R>(&key)?;
         if record.is_some() {
             self.forget_name(record.as_ref());
