@@ -141,7 +141,8 @@ pub(super) async fn fetch(
     let waiting = known(engine, &wanted.reference).await;
     let known = &waiting.0;
     let resolve = engine.images.resolve(&wanted.reference, Arc::new(OwnCredentials));
-    let image = known.image.get_or_try_init(|| async { Ok::<_, Failure>(Arc::new(resolve.await?)) });
+    let image =
+        known.image.get_or_try_init(|| async { Ok::<_, Failure>(Arc::new(resolve.await?)) });
     let image = Arc::clone(image.await?);
     let number = check(&image, wanted, below)?;
     let mut this = known.start(engine, &image, number);
@@ -165,9 +166,10 @@ fn check(image: &RemoteImage, wanted: &Wanted, below: &[LayerRef]) -> Result<usi
     let number = image.find(&wanted.chain).ok_or_else(|| other_chain(wanted))?;
     let is_it = image.layer(number).is_some_and(|layer| layer.digest == wanted.blob);
     let stands = below.len() == number
-        && below.iter().enumerate().all(|(at, below)| {
-            image.layer(at).is_some_and(|layer| layer.diff_id == below.diff_id)
-        });
+        && below
+            .iter()
+            .enumerate()
+            .all(|(at, below)| image.layer(at).is_some_and(|layer| layer.diff_id == below.diff_id));
     if is_it && stands { Ok(number) } else { Err(other_chain(wanted)) }
 }
 

@@ -286,10 +286,7 @@ impl Snapshots for SnapshotsService {
 
     type ListStream = ReceiverStream<Result<wire::ListSnapshotsResponse, Status>>;
 
-    async fn list(
-        &self,
-        request: Request<wire::ListSnapshotsRequest>,
-    ) -> Answer<Self::ListStream> {
+    async fn list(&self, request: Request<wire::ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let filters = Filters::parse(&request.into_inner().filters)?;
         let listed = self.blocking(move |engine| Ok(engine.snapshotter.list(&filters)));
         let mut listed = listed.await?.into_inner().into_iter().map(info);

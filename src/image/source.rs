@@ -36,8 +36,14 @@ pub(super) enum Blob {
 
 /// See the module.
 pub(super) enum Source {
-    Registry { registry: Arc<Registry>, reference: RegistryReference },
-    Layout { layout: Arc<OciLayout>, target: Descriptor },
+    Registry {
+        registry: Arc<Registry>,
+        reference: RegistryReference,
+    },
+    Layout {
+        layout: Arc<OciLayout>,
+        target: Descriptor,
+    },
     /// One blob and nothing else.
     File(LocalFile),
 }

@@ -349,8 +349,20 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for filter in [
-            "kind=", "kind=committed", "kind==", "==x", "name,", "name~=/x", "labels.\"x", "name==\"x",
-            "name~=(", "name x", r#"name=="\q""#, r#"name=="\xff""#, r#"name=="\400""#, "name==\"\\",
+            "kind=",
+            "kind=committed",
+            "kind==",
+            "==x",
+            "name,",
+            "name~=/x",
+            "labels.\"x",
+            "name==\"x",
+            "name~=(",
+            "name x",
+            r#"name=="\q""#,
+            r#"name=="\xff""#,
+            r#"name=="\400""#,
+            "name==\"\\",
         ] {
             let error = Filters::parse(&[filter]).expect_err(filter);
             assert!(matches!(error, SnapshotterError::Invalid(_)), "{filter}: {error}");

@@ -119,7 +119,9 @@ fn mounts_of_every_shape() {
     f.commit("one", "base").expect("commit");
     let mounts = f.active("next", Some("one"));
     let next = f.id("next");
-    let upper = |id| vec![format!("workdir={}", f.dir(id, "work")), format!("upperdir={}", f.dir(id, "fs"))];
+    let upper = |id| {
+        vec![format!("workdir={}", f.dir(id, "work")), format!("upperdir={}", f.dir(id, "fs"))]
+    };
     let with = |mut options: Vec<String>, lowers: &[String]| {
         options.push(format!("lowerdir={}", lowers.join(":")));
         overlay(options)
@@ -250,7 +252,11 @@ fn layers_are_found_by_target_and_parent() {
     f.committed("sha256:c", None);
     f.layer(Some("sha256:b"), "sha256:c");
     assert!(f.snapshotter.has_layer(Some("sha256:b"), "sha256:c"));
-    assert_eq!(f.snapshotter.remove("sha256:c (2)").expect("remove"), None, "no directory to remove");
+    assert_eq!(
+        f.snapshotter.remove("sha256:c (2)").expect("remove"),
+        None,
+        "no directory to remove"
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 #![expect(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
 
+pub mod containerd;
 pub mod image;
 pub mod load;
 pub mod proxy;

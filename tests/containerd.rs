@@ -1,0 +1,270 @@
+//! The snapshotter, under Debian's containerd.
+
+mod support;
+
+use std::{fs, process::Command};
+
+use peel_index::Digest;
+use serde_json::json;
+use support::{
+    Peel, can_mount,
+    containerd::{Containerd, Snapshots, channel, has_containerd},
+    eventually,
+    image::{Layer, Layout, busybox},
+    registry::{Registry, can_serve},
+    run,
+};
+use tonic::Code;
+
+fn able() -> bool {
+    can_mount() && can_serve() && has_containerd()
+}
+
+/// An image of three layers in a registry: its name, the digests of its layers and their diffIDs.
+struct Image {
+    name: String,
+    manifest: String,
+    layers: Vec<String>,
+    chains: Vec<String>,
+}
+
+fn push(peel: &Peel, registry: &Registry) -> Image {
+    let mut layout = Layout::new(peel.path("layout"));
+    let middle = Layer::new().dir("data", 0o755).file("data/one", 0o644, "one").file(
+        "data/gone",
+        0o644,
+        "gone",
+    );
+    let top = Layer::new().file("data/two", 0o600, "two").whiteout("data/gone");
+    let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", "cat /data/*"] });
+    let manifest = layout.image("box", vec![busybox(), middle, top], config);
+    registry.push(&layout.reference("box"), "team/box:1", &[]);
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let layers = manifest["layers"].as_array().expect("layers").iter();
+    let config = fs::read(layout.blob_path(&text(&manifest["config"]["digest"]))).expect("config");
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    let diff_ids = config["rootfs"]["diff_ids"].as_array().expect("diffIDs").iter();
+    let diff_ids: Vec<Digest> = diff_ids.map(|id| text(id).parse().expect("digest")).collect();
+    let chain = |len| peel_index::chain_id(&diff_ids[..len]).expect("layers").to_string();
+    Image {
+        name: format!("{}/team/box:1", registry.host),
+        manifest: registry.raw("team/box:1", &[]).0,
+        layers: layers.map(|layer| text(&layer["digest"])).collect(),
+        chains: (1..=diff_ids.len()).map(chain).collect(),
+    }
+}
+
+fn directories(peel: &Peel) -> usize {
+    fs::read_dir(peel.root().join("snapshots")).expect("snapshots").count()
+}
+
+fn kill_worker(peel: &Peel) {
+    let pid = peel.json(["status", "--json"])["worker"]["pid"].as_i64().expect("pid");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
+#[test]
+fn ctr_pulls_runs_commits_and_removes() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    let registry = Registry::start();
+    let image = push(&peel, &registry);
+    peel.peel(["images"]).ok();
+    let containerd = Containerd::start(&peel);
+    let name = image.name.as_str();
+    let ctr = |args: &[&str]| containerd.ctr(args).ok();
+    ctr(&["images", "pull", "--plain-http", "--snapshotter", "peel", name]);
+    let ran = ctr(&["run", "--rm", "--snapshotter", "peel", name, "first"]);
+    assert_eq!(ran, "onetwo");
+
+    // A container that lives through the death of the worker and writes on both sides of it
+    let wait = ["/bin/sh", "-c", "echo before > /data/three; sleep 1000"];
+    let mut start = vec!["run", "-d", "--snapshotter", "peel", name, "second"];
+    start.extend(wait);
+    ctr(&start);
+    let exec = |command: &str| {
+        ctr(&["tasks", "exec", "--exec-id", "e", "second", "/bin/sh", "-c", command])
+    };
+    eventually("the container has written", || exec("cat /data/*").contains("before"));
+    for round in 0..3 {
+        kill_worker(&peel);
+        fs::write("/proc/sys/vm/drop_caches", "3").expect("drop caches");
+        assert_eq!(exec("cat /data/one /data/three"), "onebefore\n", "round {round}");
+    }
+    exec("echo after > /data/four; rm /data/one");
+
+    let listed = ctr(&["snapshots", "--snapshotter", "peel", "ls"]);
+    assert!(listed.lines().any(|l| l.starts_with("second") && l.contains("Active")), "{listed}");
+    let tree = ctr(&["snapshots", "--snapshotter", "peel", "tree"]);
+    assert!(tree.contains("second") && tree.contains(&image.chains[2]), "{tree}");
+    let usage = ctr(&["snapshots", "--snapshotter", "peel", "usage", "-b", "second"]);
+    let inodes = usage.lines().nth(1).and_then(|l| l.split_whitespace().last());
+    let uppers = fs::read_dir(peel.root().join("snapshots")).expect("snapshots");
+    let mut uppers = uppers.map(|entry| entry.expect("entry").path().join("fs"));
+    let upper = uppers.find(|upper| upper.join("data/three").exists()).expect("the upper");
+    let du = run(Command::new("du").args(["--inodes", "-s"]).arg(&upper)).ok();
+    assert_eq!(inodes, du.split_whitespace().next(), "{usage}");
+
+    // What the container has changed becomes a snapshot of its own
+    ctr(&["tasks", "kill", "-s", "KILL", "second"]);
+    eventually("the container ends", || !ctr(&["tasks", "ls"]).contains("RUNNING"));
+    ctr(&["tasks", "rm", "second"]);
+    ctr(&["snapshots", "--snapshotter", "peel", "commit", "changed", "second"]);
+    let view = peel.path("view");
+    fs::create_dir(&view).expect("directory");
+    let target = view.to_str().expect("UTF-8");
+    let mount = ctr(&[
+        "snapshots",
+        "--snapshotter",
+        "peel",
+        "view",
+        "--mounts",
+        "-t",
+        target,
+        "look",
+        "changed",
+    ]);
+    let view_command = mount.lines().next().expect("a mount command");
+    run(Command::new("sh").args(["-c", view_command])).ok();
+    let read = |file: &str| fs::read_to_string(view.join("data").join(file));
+    assert_eq!(read("four").expect("four"), "after\n");
+    assert_eq!(read("two").expect("two"), "two");
+    read("one").expect_err("removed in the container");
+    run(Command::new("umount").arg(&view)).ok();
+
+    for key in ["look", "changed"] {
+        ctr(&["snapshots", "--snapshotter", "peel", "rm", key]);
+    }
+    ctr(&["containers", "rm", "second"]);
+    ctr(&["images", "rm", "--sync", name]);
+    eventually("containerd has removed everything", || {
+        ctr(&["snapshots", "--snapshotter", "peel", "ls"]).lines().count() == 1
+            && directories(&peel) == 0
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_peel_fetches_itself() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    let registry = Registry::start();
+    let image = push(&peel, &registry);
+    peel.peel(["images"]).ok();
+    let containerd = Containerd::start(&peel);
+    let mut parents = Vec::new();
+    // Two namespaces ask one after the other, as CRI does it, through containerd's own metadata
+    for namespace in ["k8s.io", "other"] {
+        let mut snapshots = Snapshots::connect(&containerd.socket(), namespace).await;
+        let mut parent = String::new();
+        for (layer, chain) in image.layers.iter().zip(&image.chains) {
+            let labels = [
+                ("containerd.io/snapshot.ref", chain.as_str()),
+                ("containerd.io/snapshot/cri.image-ref", image.name.as_str()),
+                ("containerd.io/snapshot/cri.manifest-digest", image.manifest.as_str()),
+                ("containerd.io/snapshot/cri.layer-digest", layer.as_str()),
+                ("containerd.io/snapshot/cri.image-layers", layer.as_str()),
+            ];
+            let key = format!("extract-1-x {chain}");
+            let error = snapshots.prepare(&key, &parent, &labels).await.expect_err("a layer");
+            assert_eq!(error.code(), Code::AlreadyExists, "{error}: {}", containerd.log());
+            let info = snapshots.stat(chain).await.expect("containerd has taken it over");
+            assert_eq!(info.parent, parent);
+            parent.clone_from(chain);
+        }
+        parents.push(parent);
+    }
+    let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
+    let all = own.list(&[]).await.expect("list");
+    assert_eq!(all.len(), 3, "the second namespace has the same: {all:?}");
+    let (bytes, inodes) = own.usage(&all[0].name).await.expect("usage");
+    assert!(bytes > 0 && inodes == 2);
+    assert_eq!(directories(&peel), 0, "nothing was unpacked");
+
+    // A container's snapshot on the top one
+    let mut snapshots = Snapshots::connect(&containerd.socket(), "k8s.io").await;
+    let mounts = snapshots.prepare("container", &parents[0], &[]).await.expect("prepare");
+    assert_eq!((mounts.len(), mounts[0].r#type.as_str()), (1, "overlay"));
+    let target = peel.path("rootfs");
+    fs::create_dir(&target).expect("directory");
+    let options = mounts[0].options.join(",");
+    run(Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(&target)).ok();
+    assert_eq!(fs::read_to_string(target.join("data/two")).expect("two"), "two");
+    assert!(!target.join("data/gone").exists());
+    fs::write(target.join("data/new"), "new").expect("write");
+    // Of a mount that is there nothing may go, whatever containerd forgets
+    run(Command::new("umount").arg(&target)).ok();
+
+    snapshots.remove("container").await.expect("remove");
+    for namespace in ["k8s.io", "other"] {
+        let mut snapshots = Snapshots::connect(&containerd.socket(), namespace).await;
+        for chain in image.chains.iter().rev() {
+            snapshots.remove(chain).await.expect("remove");
+        }
+    }
+    // containerd's GC is what removes them here
+    containerd.ctr(&["content", "prune", "references"]);
+    eventually("peel has forgotten the layers", || {
+        let listed = containerd.ctr(&["-n", "k8s.io", "snapshots", "--snapshotter", "peel", "ls"]);
+        listed.stdout.lines().count() == 1
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_cannot_be_had_is_left_to_containerd() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    let registry = Registry::start();
+    let image = push(&peel, &registry);
+    peel.peel(["images"]).ok();
+    let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
+    let labels = |chain: &str, layer: &str, name: &str| {
+        [
+            ("containerd.io/snapshot.ref", chain.to_owned()),
+            ("containerd.io/snapshot/cri.image-ref", name.to_owned()),
+            ("containerd.io/snapshot/cri.layer-digest", layer.to_owned()),
+        ]
+    };
+    let gone = format!("{}/team/missing:1", registry.host);
+    let cases = [
+        // No such image, another layer's blob, a chain that is not the image's, labels of no use
+        labels(&image.chains[0], &image.layers[0], &gone),
+        labels(&image.chains[0], &image.layers[1], &image.name),
+        labels(&image.layers[0], &image.layers[0], &image.name),
+        labels("nonsense", &image.layers[0], &image.name),
+        // The second layer on nothing
+        labels(&image.chains[1], &image.layers[1], &image.name),
+    ];
+    for (n, case) in cases.iter().enumerate() {
+        let labels: Vec<_> = case.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let mounts = own.prepare(&format!("case {n}"), "", &labels).await.expect("a directory");
+        assert_eq!(mounts[0].r#type, "bind", "case {n}");
+    }
+    let log = fs::read_to_string(peel.state().join("peel.log")).expect("log");
+    assert_eq!(log.matches("containerd unpacks it").count(), cases.len(), "{log}");
+
+    // Many at once: one download
+    let before = own.list(&[]).await.expect("list").len();
+    let socket = peel.state().join("peel.sock");
+    let racers = (0..8).map(|n| {
+        let (socket, chain) = (socket.clone(), image.chains[0].clone());
+        let labels = labels(&chain, &image.layers[0], &image.name);
+        tokio::spawn(async move {
+            let mut own = Snapshots::connect(&socket, "").await;
+            let labels: Vec<_> = labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
+            own.prepare(&format!("racer {n}"), "", &labels).await.expect_err("a layer").code()
+        })
+    });
+    for racer in racers.collect::<Vec<_>>() {
+        assert_eq!(racer.await.expect("racer"), Code::AlreadyExists);
+    }
+    let all = own.list(&[]).await.expect("list");
+    assert_eq!(all.len(), before + 1, "{all:?}");
+    drop(channel(&socket).await);
+}
