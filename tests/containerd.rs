@@ -9,6 +9,7 @@ use serde_json::json;
 use support::{
     Peel, can_mount,
     containerd::{Containerd, Snapshots, channel, has_containerd},
+    cri::Cri,
     eventually,
     image::{Layer, Layout, busybox},
     registry::{Registry, can_serve},
@@ -212,6 +213,53 @@ async fn layers_that_peel_fetches_itself() {
         let listed = containerd.ctr(&["-n", "k8s.io", "snapshots", "--snapshotter", "peel", "ls"]);
         listed.stdout.lines().count() == 1
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_by_cri() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    let registry = Registry::start();
+    let image = push(&peel, &registry);
+    let mut pause = Layout::new(peel.path("pause"));
+    pause.image("pause", vec![busybox()], json!({ "Cmd": ["/bin/sleep", "1000"] }));
+    registry.push(&pause.reference("pause"), "team/pause:1", &[]);
+    peel.peel(["images"]).ok();
+    let sandbox = format!("{}/team/pause:1", registry.host);
+    let containerd = Containerd::with_sandbox(&peel, &sandbox);
+    let mut cri = Cri::connect(&containerd.socket()).await;
+    cri.pull(&image.name).await.unwrap_or_else(|e| panic!("{e}: {}", containerd.log()));
+    let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
+    let all = own.list(&["kind==committed"]).await.expect("list");
+    assert_eq!(all.len(), 3, "{all:?}");
+    assert_eq!(directories(&peel), 0, "nothing was unpacked: {}", containerd.log());
+    for layer in &image.layers {
+        let blob = layer.replacen(':', "/", 1);
+        let blobs = "containerd/root/io.containerd.content.v1.content/blobs";
+        assert!(!peel.path(blobs).join(&blob).exists(), "containerd has not fetched it");
+        assert!(peel.root().join("content/blobs").join(&blob).exists(), "peel has");
+    }
+    let logs = peel.path("logs");
+    fs::create_dir(&logs).expect("directory");
+    let pod = cri.run(&image.name, &logs).await;
+    let pod = pod.unwrap_or_else(|e| panic!("{e}: {}", containerd.log()));
+    let log = || fs::read_to_string(logs.join("log")).unwrap_or_default();
+    eventually("the container has spoken", || log().contains("onetwo"));
+    cri.remove_pod(&pod).await.expect("remove");
+    for image in [&image.name, &sandbox] {
+        cri.remove_image(image).await.expect("remove");
+    }
+    let mut left = Vec::new();
+    for _ in 0..600 {
+        left = own.list(&[]).await.expect("list");
+        if left.is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(left.is_empty(), "containerd's GC has removed all: {left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

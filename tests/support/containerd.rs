@@ -30,6 +30,11 @@ pub struct Containerd {
 impl Containerd {
     /// One beside a daemon, whose snapshotter it has as `peel`; CRI uses it.
     pub fn start(peel: &Peel) -> Self {
+        Self::with_sandbox(peel, "none:none")
+    }
+
+    /// The same with an image for the containers that hold pods' namespaces.
+    pub fn with_sandbox(peel: &Peel, sandbox: &str) -> Self {
         let dir = peel.path("containerd");
         fs::create_dir_all(&dir).expect("directory");
         let quoted = |path: PathBuf| format!("{:?}", path.to_str().expect("UTF-8"));
@@ -49,6 +54,7 @@ type = "snapshot"
 address = {peel}
 [plugins."io.containerd.grpc.v1.cri"]
 restrict_oom_score_adj = true
+sandbox_image = {sandbox:?}
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "peel"
 disable_snapshot_annotations = false

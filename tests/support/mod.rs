@@ -4,6 +4,7 @@
 #![expect(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
 
 pub mod containerd;
+pub mod cri;
 pub mod image;
 pub mod load;
 pub mod proxy;
