@@ -97,6 +97,9 @@ pub(super) enum Command {
     Run(RunArgs),
     /// Run the daemon in the foreground, or control it
     Daemon(DaemonArgs),
+    /// Help with containerd, whose snapshotter the daemon can be
+    #[command(subcommand)]
+    Containerd(ContainerdCommand),
     /// Show what runs
     Status(Json),
     /// Show what is served, how fast, and what it takes
@@ -114,12 +117,36 @@ pub(super) enum Command {
     Version(Json),
 }
 
+/// `peel containerd`.
+#[derive(Debug, Subcommand)]
+pub(super) enum ContainerdCommand {
+    /// Print what belongs into containerd's configuration, and say what is missing
+    Config(ContainerdConfigArgs),
+}
+
+/// `peel containerd config`.
+#[derive(Debug, Args)]
+pub(super) struct ContainerdConfigArgs {
+    /// Say what is missing and print nothing else; fail where something is
+    #[arg(long)]
+    pub check: bool,
+    /// containerd's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    pub config: PathBuf,
+    /// Version of containerd [default: that of the containerd on the path]
+    #[arg(long, value_name = "VERSION")]
+    pub containerd: Option<String>,
+}
+
 /// `peel stats`.
 #[derive(Debug, Args)]
 pub(super) struct StatsArgs {
     /// Print JSON; with --watch a document a line
     #[arg(long)]
     pub json: bool,
+    /// Print Prometheus' text format
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub prometheus: bool,
     /// Count from what FILE says, the output of an earlier peel stats --json
     #[arg(long, value_name = "FILE")]
     pub since: Option<PathBuf>,

@@ -3,6 +3,7 @@
 
 mod args;
 mod bundle;
+mod containerd;
 mod images;
 mod mount;
 mod output;
@@ -22,7 +23,9 @@ use crate::{
     layers::SPAN_CACHE_BYTES,
     paths::Paths,
 };
-use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global, NetworkArgs, RoleArgs};
+use args::{
+    BundleSubcommand, Cli, Command, ContainerdCommand, DaemonCommand, Global, NetworkArgs, RoleArgs,
+};
 
 /// Parses the process's arguments and runs them.
 pub fn main() -> ExitCode {
@@ -138,6 +141,9 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
             }
             None => bundle::create(context, command.create).await,
         },
+        Command::Containerd(ContainerdCommand::Config(args)) => {
+            containerd::config(context, args).await
+        }
         Command::Status(json) => service::status(context, json.json).await,
         Command::Stats(args) => stats::stats(context, args).await,
         Command::Logs { follow, lines } => service::logs(context, follow, lines).await,

@@ -37,6 +37,7 @@ pub(super) async fn stats(context: &Context, args: StatsArgs) -> Result<(), Fail
     match args.watch {
         Some(seconds) => watch(context, client, now, seconds, args.json).await,
         None if args.json => output::json(&first.to_json()),
+        None if args.prometheus => print(&first.to_prometheus()),
         None => print(&text(&first)),
     }
 }

@@ -9,6 +9,7 @@
 //! a number, or an object by label (by two labels: of objects); its key is the name with the unit.
 
 mod json;
+pub mod prometheus;
 mod wire;
 
 pub use peel_fuse::metrics::Distribution;
