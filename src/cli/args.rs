@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::containerd::ContainerdCommand;
 use crate::registry::RegistryOptions;
 
 /// Mounts container images without unpacking them.
@@ -115,27 +116,6 @@ pub(super) enum Command {
     },
     /// Show the version
     Version(Json),
-}
-
-/// `peel containerd`.
-#[derive(Debug, Subcommand)]
-pub(super) enum ContainerdCommand {
-    /// Print what belongs into containerd's configuration, and say what is missing
-    Config(ContainerdConfigArgs),
-}
-
-/// `peel containerd config`.
-#[derive(Debug, Args)]
-pub(super) struct ContainerdConfigArgs {
-    /// Say what is missing and print nothing else; fail where something is
-    #[arg(long)]
-    pub check: bool,
-    /// containerd's configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
-    pub config: PathBuf,
-    /// Version of containerd [default: that of the containerd on the path]
-    #[arg(long, value_name = "VERSION")]
-    pub containerd: Option<String>,
 }
 
 /// `peel stats`.

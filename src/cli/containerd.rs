@@ -6,9 +6,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use clap::{Args, Subcommand};
+
 use super::{
     Context,
-    args::ContainerdConfigArgs,
     output::{note, print},
 };
 use crate::{
@@ -17,6 +18,27 @@ use crate::{
     mountinfo,
     paths::Paths,
 };
+
+/// `peel containerd`.
+#[derive(Debug, Subcommand)]
+pub(super) enum ContainerdCommand {
+    /// Print what belongs into containerd's configuration, and say what is missing
+    Config(ContainerdConfigArgs),
+}
+
+/// `peel containerd config`.
+#[derive(Debug, Args)]
+pub(super) struct ContainerdConfigArgs {
+    /// Say what is missing and print nothing else; fail where something is
+    #[arg(long)]
+    pub check: bool,
+    /// containerd's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    pub config: PathBuf,
+    /// Version of containerd [default: that of the containerd on the path]
+    #[arg(long, value_name = "VERSION")]
+    pub containerd: Option<String>,
+}
 
 /// The first two numbers of a version of containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

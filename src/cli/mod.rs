@@ -23,9 +23,7 @@ use crate::{
     layers::SPAN_CACHE_BYTES,
     paths::Paths,
 };
-use args::{
-    BundleSubcommand, Cli, Command, ContainerdCommand, DaemonCommand, Global, NetworkArgs, RoleArgs,
-};
+use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global, NetworkArgs, RoleArgs};
 
 /// Parses the process's arguments and runs them.
 pub fn main() -> ExitCode {
@@ -141,7 +139,7 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
             }
             None => bundle::create(context, command.create).await,
         },
-        Command::Containerd(ContainerdCommand::Config(args)) => {
+        Command::Containerd(containerd::ContainerdCommand::Config(args)) => {
             containerd::config(context, args).await
         }
         Command::Status(json) => service::status(context, json.json).await,

@@ -276,8 +276,7 @@ impl Known {
 const CONTAINERD_BLOBS: &str = "/var/lib/containerd/io.containerd.content.v1.content/blobs";
 
 fn local_blob(digest: &Digest) -> Option<PathBuf> {
-    let path =
-        Path::new(CONTAINERD_BLOBS).join(digest.algorithm().name()).join(digest.hex().to_string());
+    let path = Path::new(CONTAINERD_BLOBS).join(digest.algorithm().name()).join(digest.hex());
     path.is_file().then_some(path)
 }
 
