@@ -13,7 +13,7 @@ use std::{
     env,
     error::Error,
     fs::{self, File},
-    io::{BufWriter, Read as _, Write as _},
+    io::{BufWriter, Read as _, Seek as _, Write as _},
     os::unix::fs::FileExt as _,
     path::Path,
     sync::Arc,
@@ -95,8 +95,10 @@ fn pipeline(spread: bool, blob: &str, out: &str) -> Outcome {
         builder.spread();
     }
     let mut copy = BufWriter::new(File::create(format!("{out}.copy"))?);
+    let mut windows = tempfile::tempfile()?;
     stream(blob, |chunk| {
         builder.push(chunk)?;
+        windows.write_all(&builder.take_windows())?;
         Ok(copy.write_all(&builder.take_copy())?)
     })?;
     let built = builder.finish()?;
@@ -104,7 +106,8 @@ fn pipeline(spread: bool, blob: &str, out: &str) -> Outcome {
     copy.into_inner()?.sync_all()?;
     let mut index = File::create(out)?;
     let slot = Slot::new(1).ok_or("no slot")?;
-    built.parts(slot).try_for_each(|part| index.write_all(&part))?;
+    windows.rewind()?;
+    built.write_to(slot, &mut index, windows)?;
     index.sync_all()?;
     tell("pipeline_seconds", started.elapsed().as_secs_f64());
     tell("tar_bytes", built.tar_len as f64);

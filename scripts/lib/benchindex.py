@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 
+import memorybench
 from field import scratch
 from shell import Failure, note, run
 
@@ -51,6 +52,21 @@ def layers_by_default(bench):
     yield tar.with_suffix(".tar.gz")
 
 
+def closed_layers(bench, file):
+    """Blobs that cannot be entered midway, all of which goes to the seekable copy: name, path and what
+    else reads them. The one of zstd holds the tar of `file`."""
+    frame = bench.folder / "frame.tar.zst"
+    run("sh", "-c", f"gzip -dc {file} | zstd -q -3 -c > {frame}")
+    yield "one frame of zstd", frame, memorybench.Zstd.reads
+    block = bench.folder / "block.tar.gz"
+    with open(block, "wb") as out:
+        packing = memorybench.OneBlock(out.write)
+        for piece, is_repeated in memorybench.large(memorybench.FILE, memorybench.words(memorybench.PIECE)):
+            packing.add(piece, is_repeated)
+        packing.close()
+    yield "one block of gzip", block, memorybench.OneBlock.reads
+
+
 class Bench:
     """One run: the program and a folder for what it writes."""
 
@@ -93,6 +109,22 @@ class Bench:
         seconds.pop("reads")
         medians = {name: tuple(map(statistics.median, zip(*all))) for name, all in seconds.items()}
         self.show(file, figures, medians, seen)
+
+    def closed(self, file, rounds):
+        """Prints how fast layers are read that go to the seekable copy as a whole."""
+        print("\n| closed layer | MB of tar | 1 thread, MB/s | threads, MB/s | beside | MB/s |")
+        print("| --- | --: | --: | --: | --- | --: |")
+        for name, blob, reads in closed_layers(self, file):
+            seconds, size = {"1": [], "2": [], "other": []}, 0
+            for _ in range(rounds):
+                for threads in "1", "2":
+                    got = self.figures("pipeline", threads, blob, self.folder / "closed")
+                    seconds[threads].append(got["pipeline_seconds"])
+                    size = got["tar_bytes"]
+                seconds["other"].append(timed("sh", "-c", reads.format(blob))[0])
+            one, two, other = (size / statistics.median(each) / 1e6 for each in seconds.values())
+            escaped = reads.format("BLOB").replace("|", "\\|")
+            print(f"| {name} | {size / 1e6:.0f} | {one:.0f} | {two:.0f} | `{escaped}` | {other:.0f} |", flush=True)
 
     def extract(self, file):
         with tempfile.TemporaryDirectory(dir=self.folder) as folder, scratch(pathlib.Path(folder)) as target:

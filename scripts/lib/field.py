@@ -75,6 +75,11 @@ def registry(folder):
         server.wait()
 
 
+def drop_caches():
+    """Empties the page cache, and forgets names and inodes, of the whole machine."""
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
 def _wait_for(url, server):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + REGISTRY_STARTS_WITHIN
@@ -104,6 +109,7 @@ class Peel:
         if not os.access(self.binary, os.X_OK):
             raise Failure(f"no peel binary: {self.binary}\nhint: cargo build --release, or name one in PEEL")
         self.root, self.state = folder / "root", folder / "state"
+        self.environment = {}
         folder.mkdir(parents=True)
         self.mounts = []
         self.bundles = []
@@ -124,7 +130,7 @@ class Peel:
                 note(f"while cleaning up: {failure}")
 
     def __call__(self, *arguments):
-        return run(self.binary, "--root", self.root, "--state", self.state, *arguments)
+        return run(self.binary, "--root", self.root, "--state", self.state, *arguments, env=self.environment)
 
     def mount(self, reference, target):
         """Mounts read-only; unmounted at the end at the latest."""

@@ -13,7 +13,7 @@ import tarfile
 import threading
 import time
 
-from field import Peel, workspace
+from field import Peel, drop_caches, workspace
 from shell import Failure, note, run
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -22,11 +22,6 @@ GROWTH = 4 << 20  # between the loop's first third and its end
 THREADS = 200
 OWN_FILES, OWN_SIZE = 20, 40_000  # of each image
 RANGE = 256 << 10  # longest read of a reader
-
-
-def drop_caches():
-    """Page cache, names and inodes."""
-    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 class Images:

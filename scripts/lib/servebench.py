@@ -136,7 +136,7 @@ class Machine:
         os.sync()
         # Twice: inodes go once nothing names them any more
         for _ in range(2):
-            pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
+            field.drop_caches()
         for file in self.files:
             left = int(run("fincore", "--noheadings", "--bytes", "--output", "RES", file))
             if left > LEFT_CACHED:
@@ -178,6 +178,9 @@ class Runner:
     def visit(self, work, contender):
         """One contender's turn: cold, then warm."""
         if "cold" in work.modes:
+            if contender.learns:
+                work.time(contender, "cold", timed)
+                contender.learned()
             contender.restart()
             self.machine.drop_caches()
             run(*work.primer)

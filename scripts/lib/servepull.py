@@ -1,6 +1,7 @@
 """From nothing to every file read: peel beside containerd's overlayfs, one local registry."""
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -53,49 +54,45 @@ class Stages:
         return self.seconds
 
 
-def read(target):
-    subprocess.run(["sh", "-c", READ], cwd=target, stdin=subprocess.DEVNULL, check=True)
-
-
 def with_containerd(place, image, number):
     """Its store on the volume that trees are extracted to."""
     folder, store = place.work / f"containerd-{number}", place.extracted / f"containerd-{number}"
-    target = place.work / f"pulled-{number}"
-    for path in (folder, store, target):
-        path.mkdir()
+    folder.mkdir()
+    store.mkdir()
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, store)
         containerd = stack.enter_context(Containerd(folder, store))
-        stages = Stages()
-        containerd("images", "pull", "--plain-http", "--snapshotter", "overlayfs", image)
-        stages.done("pull")
-        containerd("images", "mount", "--snapshotter", "overlayfs", image, target)
-        stack.callback(unmount, target)
-        stages.done("mount")
-        read(target)
-        stages.done("read")
-        seconds = stages.end()
-    target.rmdir()
-    return seconds
+        images = functools.partial(containerd, "images")
+
+        def mount(target):
+            images("mount", "--snapshotter", "overlayfs", image, target)
+            stack.callback(unmount, target)
+
+        pull = functools.partial(images, "pull", "--plain-http", "--snapshotter", "overlayfs", image)
+        return staged(place, number, pull, mount)
 
 
 def with_peel(place, image, number):
     """Its root on the store's volume; the daemon runs already, as containerd does."""
-    folder, target = place.store / f"pull-{number}", place.work / f"pulled-{number}"
-    target.mkdir()
+    folder = place.store / f"pull-{number}"
     peel = field.Peel(folder)
     peel.state = place.work / f"pull-state-{number}"
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         stack.enter_context(peel)
         peel("images")
-        stages = Stages()
-        peel("pull", image)
-        stages.done("pull")
-        peel.mount(image, target)
-        stages.done("mount")
-        read(target)
-        stages.done("read")
-        seconds = stages.end()
-    target.rmdir()
-    return seconds
+        return staged(place, number, lambda: peel("pull", image), lambda target: peel.mount(image, target))
+
+
+def staged(place, number, pull, mount):
+    """Seconds of each stage of pulling, mounting and reading."""
+    target = place.work / f"pulled-{number}"
+    target.mkdir(exist_ok=True)
+    stages = Stages()
+    pull()
+    stages.done("pull")
+    mount(target)
+    stages.done("mount")
+    subprocess.run(["sh", "-c", READ], cwd=target, stdin=subprocess.DEVNULL, check=True)
+    stages.done("read")
+    return stages.end()

@@ -22,12 +22,13 @@ def show_works(kind, found):
     samples = [seconds for modes in found.values() for seconds in modes.values()]
     names = [name for name in CONTENDERS if any(name in seconds for seconds in samples)]
     others = [name for name in names if name != "ext4"]
-    pair = "peel-rw / overlay"
+    pairs = [name for name in ("peel-rw", "peel-again") if name in names]
     rounds = sorted({len(all) for seconds in samples for all in seconds.values()})
     counted = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
     print(f"\n## {kind}: medians of {counted} rounds, times the seconds of ext4\n")
-    print(f"| work | | ext4, s | {' | '.join(others)} | {pair} | target | |")
-    print(f"| --- | --- | --: |{' --: |' * len(others)} --: | --- | --- |")
+    heads = "".join(f" {name} / overlay |" for name in pairs)
+    print(f"| work | | ext4, s | {' | '.join(others)} |{heads} target | |")
+    print(f"| --- | --- | --: |{' --: |' * (len(others) + len(pairs))} --- | --- |")
     for work, modes in found.items():
         for mode, seconds in modes.items():
             medians = {name: statistics.median(all) for name, all in seconds.items()}
@@ -35,7 +36,8 @@ def show_works(kind, found):
             cells = [ratio(medians, name, "ext4") for name in others]
             goal = verdict(works[work].targets.get(mode), medians)
             print(f"| {work} | {mode} | {base:.4f} | " if base else f"| {work} | {mode} | | ", end="")
-            print(f"{' | '.join(cells)} | {ratio(medians, 'peel-rw', 'overlay')} | {goal} |")
+            cells += [ratio(medians, name, "overlay") for name in pairs]
+            print(f"{' | '.join(cells)} | {goal} |")
 
 
 def ratio(medians, name, rival):

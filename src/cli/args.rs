@@ -81,6 +81,8 @@ pub(super) enum Command {
         #[arg(value_name = "REF")]
         reference: String,
     },
+    /// Check everything at rest, and mend it: fetch again, or build again
+    Scrub(ScrubArgs),
     /// Mount an image's root file system, pulling it where it is missing
     Mount(MountArgs),
     /// Unmount
@@ -133,6 +135,20 @@ pub(super) struct StatsArgs {
     /// Print what happened in every so many seconds, until interrupted
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub watch: Option<u64>,
+}
+
+/// `peel scrub`.
+#[derive(Debug, Args)]
+pub(super) struct ScrubArgs {
+    /// The image, or its digest [default: all images, and the metadata]
+    #[arg(value_name = "REF")]
+    pub reference: Option<String>,
+    /// Look only, mend nothing
+    #[arg(long)]
+    pub check: bool,
+    /// Output as JSON
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// `peel pull`.

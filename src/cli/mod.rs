@@ -9,6 +9,7 @@ mod mount;
 mod output;
 mod progress;
 mod registry;
+mod scrub;
 mod service;
 mod stats;
 
@@ -129,6 +130,7 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
         Command::Images(json) => images::list(context, json.json).await,
         Command::Rm { references } => images::remove(context, references).await,
         Command::Inspect { reference } => images::inspect(context, reference).await,
+        Command::Scrub(args) => scrub::scrub(context, args).await,
         Command::Mount(args) => mount::mount(context, args).await,
         Command::Umount(args) => mount::umount(context, args).await,
         Command::Mounts(json) => mount::list(context, json.json).await,

@@ -8,12 +8,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use peel_index::{Algorithm, Digest};
+use peel_index::{Algorithm, Digest, Hasher};
 use serde_json::json;
 
 use super::{
     error::ContentError,
-    file::{open_regular, read_verified, replace, sync_dir},
+    file::{hash, open_regular, read_verified, replace, sync_dir},
     ingest::{Expected, Ingest, sweep},
     layout::{LAYOUT_FILE, OciLayout},
 };
@@ -40,10 +40,23 @@ pub struct BlobInfo {
 }
 
 impl ContentStore {
-    /// Opens the store at `root` (`<peel's root>/content`), made where there is none. What an
-    /// earlier owner left half written is removed, but for what an ingest may go on with.
+    /// Opens the store at `root` (`<peel's root>/content`): [`at`](Self::at), then
+    /// [`prepare`](Self::prepare).
     pub fn open(root: &Path) -> Result<Self, ContentError> {
-        let store = Self { root: root.to_owned(), index: Mutex::new(()), kept: Mutex::new(()) };
+        let store = Self::at(root);
+        store.prepare()?;
+        Ok(store)
+    }
+
+    /// The store at `root`, good for reading what is there; nothing is looked at.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned(), index: Mutex::new(()), kept: Mutex::new(()) }
+    }
+
+    /// Makes the store where there is none. What an earlier owner left half written is removed, but
+    /// for what an ingest may go on with.
+    pub fn prepare(&self) -> Result<(), ContentError> {
+        let root = &self.root;
         let there = |path: &Path| path.try_exists().map_err(ContentError::io("look at", path));
         let marker = root.join(LAYOUT_FILE);
         let is_new = !there(&marker)?;
@@ -63,14 +76,14 @@ impl ContentStore {
             }
             _ => {}
         }
-        store.sweep_ingests()?;
+        self.sweep_ingests()?;
         if !there(&root.join("index.json"))? {
-            store.write_index(&[])?;
+            self.write_index(&[])?;
         }
         if is_new {
             replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
-        Ok(store)
+        Ok(())
     }
 
     /// Where the store is.
@@ -111,6 +124,22 @@ impl ContentStore {
     /// Reads a whole blob of at most `max` bytes and verifies it again.
     pub fn read_blob(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, ContentError> {
         read_verified(&self.path(digest), digest, max).map_err(|error| missing(error, digest))
+    }
+
+    /// Reads a blob to its end and verifies it again; returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`ContentError::Digest`] where its bytes are others, [`ContentError::Missing`].
+    pub fn check(&self, digest: &Digest) -> Result<u64, ContentError> {
+        let path = self.path(digest);
+        let (file, len) = open_regular(&path).map_err(|error| missing(error, digest))?;
+        let hasher = Hasher::new(digest.algorithm());
+        let found = hash(&file, hasher).map_err(ContentError::io("read", &path))?;
+        if found != *digest {
+            let (expected, found) = ((*digest).into(), found.into());
+            return Err(ContentError::Digest { path, expected, found });
+        }
+        Ok(len)
     }
 
     /// Begins to write a blob. `key` names what is written (a descriptor's digest, or a name); the

@@ -202,6 +202,18 @@ impl Engine {
             .hint(format!("pull it with: peel pull {reference}")))
     }
 
+    /// Merges an image's layers again, whatever tree it has. Blocks.
+    pub(super) fn merge_again(&self, image: &ImageRecord) -> Result<(), Failure> {
+        let _one_at_a_time = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
+        self.merge(&image.layers).map(drop)
+    }
+
+    fn merge(&self, layers: &[LayerRef]) -> Result<Arc<Tree>, Failure> {
+        self.images.ensure_indexed(layers)?;
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+        Ok(self.layers.build_tree(&diff_ids, self.slots.next()?)?)
+    }
+
     /// The merged tree of an image; merged now where it was not yet, or its file is damaged.
     pub(super) fn tree_of(&self, image: &ImageRecord) -> Result<Arc<Tree>, Failure> {
         self.tree_of_layers(&image.layers)
@@ -214,15 +226,16 @@ impl Engine {
         // A second tree of a chain would take the place of the first, which may be mounted
         let _one_at_a_time = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
         match self.layers.tree_by_chain_id(chain_id) {
-            Ok(Some(tree)) => return Ok(tree),
+            Ok(Some(tree)) if self.layers.tree_is_current(&tree) => return Ok(tree),
+            Ok(Some(old)) => {
+                tracing::info!(slot = %old.slot(), "an older version's: merging again")
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::error!(error = chain(&error), "merging again");
-                self.layers.remove_tree(chain_id)?;
             }
         }
-        self.images.ensure_indexed(layers)?;
-        Ok(self.layers.build_tree(&diff_ids, self.slots.next()?)?)
+        self.merge(layers)
     }
 
     /// Removes an image and what only it needed; returns its name and the bytes freed.

@@ -3,14 +3,16 @@
 use std::{os::unix::ffi::OsStrExt as _, sync::Arc};
 
 use peel_fuse::metrics::Metrics;
-use rustix::process::Pid;
-use tokio::sync::Notify;
+use rustix::process::{Pid, Signal};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{
     convert,
     engine::Engine,
     heir::Keeper,
+    scrub::Scrubbed,
     stats,
     transfer::{self, EventStream},
 };
@@ -151,6 +153,35 @@ impl Peel for Service {
             Ok(api::RemoveImageResponse { name, freed })
         })
         .await
+    }
+
+    type ScrubStream = UnboundedReceiverStream<Result<api::ScrubEvent, Status>>;
+
+    async fn scrub(&self, request: Request<api::ScrubRequest>) -> Answer<Self::ScrubStream> {
+        let request = request.into_inner();
+        let engine = Arc::clone(&self.engine);
+        // Unbounded, but a few events a file at most
+        let (events, receiver) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let say = |event| events.send(Ok(api::ScrubEvent { event: Some(event) })).is_ok();
+            match engine.scrub(&request, runtime, &say) {
+                Ok(Scrubbed { totals, restart }) => {
+                    say(api::scrub_event::Event::Done(totals));
+                    if restart {
+                        tracing::warn!("starting again, to restore the metadata");
+                        // As by any other SIGTERM: what is under way is finished
+                        let own = rustix::process::getpid();
+                        let _ = rustix::process::kill_process(own, Signal::TERM);
+                    }
+                }
+                Err(failure) => {
+                    tracing::error!(error = %failure, "scrub failed");
+                    let _ = events.send(Err(failure.into()));
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
     }
 
     async fn prepare_mount(

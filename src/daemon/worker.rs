@@ -33,6 +33,7 @@ use super::{
     heir::Keeper,
     keeper,
     listen::{CONNECTIONS, connections},
+    mender::EngineMender,
     service::Service,
     snapshots::SnapshotsService,
 };
@@ -59,6 +60,11 @@ const CALLS_AT_ONCE: usize = 2 * image::LAYERS_AT_ONCE;
 const STREAMS: u32 = 64;
 /// What a stop waits for calls that are still under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause before metadata that could not be opened is opened again; doubles up to
+/// [`OPEN_AGAIN_MAX`].
+const OPEN_AGAIN: Duration = Duration::from_millis(500);
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(8);
 
 /// Serves what waits on standard input until it is asked to stop; the exit code is for the keeper.
 pub fn run(options: keeper::Options) -> ExitCode {
@@ -112,14 +118,17 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
 
     super::engine::check_layout(paths.root())?;
     let damaged = |e: &dyn std::error::Error| Failure::new(Class::BadData, chain(e));
-    let content =
-        Arc::new(ContentStore::open(&paths.root().join("content")).map_err(|e| damaged(&e))?);
+    let content = Arc::new(ContentStore::at(&paths.root().join("content")));
     let layers = Layers::open(paths.root(), Arc::clone(&content), span_cache);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
     layers.follow_starts(follow_starts);
     let metrics = serve_files(fuse, &handshake, &layers, flights)?;
 
-    let engine = Engine::open(paths.clone(), content, layers, network)?;
+    let engine = open(facts.restarts == 0, || {
+        content.prepare().map_err(|e| damaged(&e))?;
+        let (content, layers) = (Arc::clone(&content), Arc::clone(&layers));
+        Engine::open(paths.clone(), content, layers, network.clone())
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(
@@ -128,6 +137,7 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         .max_blocking_threads(CALLS_AT_ONCE)
         .build()
         .map_err(|e| Failure::io(&e, format!("cannot start: {e}")))?;
+    EngineMender::install(&engine, runtime.handle().clone());
     let stop = Arc::new(Notify::new());
     let service = Service {
         engine: Arc::clone(&engine),
@@ -150,6 +160,29 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
     // A keeper that did not start this process never learns its exit code
     keeper.tell(word);
     Ok(code)
+}
+
+/// Opens what commands need, as often as it takes: files are served meanwhile, from a disk that is
+/// broken or cannot be written to as well. The first worker of a daemon has nobody to serve, and
+/// fails at once.
+fn open(
+    first: bool,
+    mut attempt: impl FnMut() -> Result<Arc<Engine>, Failure>,
+) -> Result<Arc<Engine>, Failure> {
+    let mut pause = OPEN_AGAIN;
+    loop {
+        match attempt() {
+            Err(failure) if !first => {
+                tracing::error!(
+                    error = %failure, ?pause,
+                    "files are served, but nothing else can be done; trying again"
+                );
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(OPEN_AGAIN_MAX);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Adopts the FUSE connection; its threads run until the process ends. Gives what they count.

@@ -85,6 +85,7 @@ impl Store {
             return false;
         }
         match self.layers.layer_by_diff_id(&layer.diff_id) {
+            Ok(Some(_)) if !self.layers.layer_is_current(&layer.diff_id) => false,
             // A manifest may claim anything: only what was once verified counts
             Ok(Some(index)) => index.blob() == layer.digest || self.was_verified(layer),
             Ok(None) => false,
@@ -116,7 +117,16 @@ impl Store {
         let tell: Tell<'_> = &mut |_, _| {};
         let mut pass = Pass::new(self, layer, call_off, tell)?;
         pass.read(&mut Input::File(blob), None)?;
-        self.install(pass, None)
+        self.install(pass, None, false)
+    }
+
+    /// Indexes a layer whose blob is here, whatever index it has.
+    pub(super) fn index_again(&self, layer: &LayerRef) -> Result<(), Failure> {
+        let blob = self.content.open_blob(&layer.digest)?;
+        let (never, tell): (_, Tell<'_>) = (CancellationToken::new(), &mut |_, _| {});
+        let mut pass = Pass::new(self, layer, &never, tell)?;
+        pass.read(&mut Input::File(blob), None)?;
+        self.install(pass, None, true)
     }
 
     /// Stores and indexes a layer in one pass, after what an earlier one has kept where `resume` is
@@ -151,7 +161,7 @@ impl Store {
                 ingest.keep();
                 Err(pass.wrong_size(pass.received))
             }
-            Ok(()) => self.install(pass, Some(ingest)),
+            Ok(()) => self.install(pass, Some(ingest), false),
             Err(Stop::Broken(failure)) => {
                 ingest.keep();
                 Err(failure)
@@ -194,8 +204,8 @@ impl Store {
         Ok(())
     }
 
-    /// Puts blob and index in their places.
-    fn install(&self, pass: Pass<'_>, ingest: Option<Ingest>) -> Result<(), Failure> {
+    /// Puts blob and index in their places, the index over another one only where `again`.
+    fn install(&self, pass: Pass<'_>, ingest: Option<Ingest>, again: bool) -> Result<(), Failure> {
         let layer = pass.layer;
         let (built, copy, tell) = match pass.finish() {
             Ok(finished) => finished,
@@ -211,7 +221,8 @@ impl Store {
             ingest.commit_verified(built.blob)?;
         }
         // An index of another blob of the same content serves as well
-        if !matches!(self.layers.layer_by_diff_id(&layer.diff_id), Ok(Some(_))) {
+        let has_index = matches!(self.layers.layer_by_diff_id(&layer.diff_id), Ok(Some(_)));
+        if again || !has_index || !self.layers.layer_is_current(&layer.diff_id) {
             self.layers.install_layer(&built, copy, self.slots.next()?)?;
         }
         tell(built.blob_len, built.tar_len);
@@ -364,6 +375,7 @@ impl<'a> Pass<'a> {
             }
             match builder.push(chunk) {
                 Ok(()) => {
+                    self.copy.append_windows(&builder.take_windows())?;
                     let copied = builder.take_copy();
                     if !copied.is_empty() {
                         self.copy.append(&copied)?;

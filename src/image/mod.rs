@@ -14,6 +14,7 @@ mod failures;
 mod find;
 mod ingest;
 mod job;
+mod mend;
 mod pull;
 mod push;
 mod remote;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::cores::Cores;
 pub use self::{
+    mend::Document,
     pull::PullOptions,
     push::{PushOptions, Pushed},
     remote::RemoteImage,

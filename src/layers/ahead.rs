@@ -19,9 +19,10 @@ const STREAMS: usize = 16;
 /// were below 4 KiB, and nearly all others below this.
 const GAP: u64 = 64 << 10;
 
-/// Bytes read in order from which on the next span is decoded ahead. Random reads of 4 KiB have to
-/// follow one another 32 times within [`GAP`] before they look like this.
-const START: u64 = 128 << 10;
+/// Bytes read in order from which on the next span is decoded ahead: three of the kernel's reads. One
+/// is what it reads around a page fault in a library, and says nothing of the next; random reads of
+/// 4 KiB have to follow one another 96 times within [`GAP`] before they look like this.
+const START: u64 = 384 << 10;
 
 /// Bytes read in order for each further span ahead.
 const MORE: u64 = 1 << 20;
@@ -95,7 +96,7 @@ mod tests {
         for n in 0..40 {
             seen.push(streams.note(slot(1), n * (128 << 10), (n + 1) * (128 << 10)));
         }
-        assert_eq!((seen[0], seen[7], seen[15], seen[39]), (1, 2, MOST, MOST));
+        assert_eq!((seen[1], seen[2], seen[7], seen[15], seen[39]), (0, 1, 2, MOST, MOST));
         assert!(seen.is_sorted());
     }
 
@@ -118,7 +119,7 @@ mod tests {
             for reader in 1..=8 {
                 let at = u64::from(reader) * (100 << 20) + n * (64 << 10);
                 let depth = streams.note(slot(reader % 3 + 1), at, at + (64 << 10));
-                assert_eq!(depth, [0, 1, 2][(n >= 1) as usize + (n >= 15) as usize], "{n}");
+                assert_eq!(depth, [0, 1, 2][(n >= 5) as usize + (n >= 15) as usize], "{n}");
             }
         }
     }

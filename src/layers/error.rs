@@ -26,6 +26,16 @@ pub enum LayersError {
         /// What is wrong with it.
         source: peel_index::FormatError,
     },
+    /// A seekable copy does not hold what its index says.
+    #[error("damaged file {path}: span {number}: {source}", path = path.display())]
+    Span {
+        /// The file.
+        path: PathBuf,
+        /// The span.
+        number: u32,
+        /// What is wrong with it.
+        source: peel_index::CodecError,
+    },
     /// A file holds something else than its name says.
     #[error("wrong file {path}: expected {expected}, found {found}", path = path.display())]
     Mismatch {

@@ -21,8 +21,12 @@
 mod ahead;
 mod blob;
 mod cache;
+mod check;
+mod copy;
+mod currency;
 mod descriptors;
 mod error;
+mod mend;
 mod read;
 mod start;
 mod stream;
@@ -31,7 +35,6 @@ mod stream;
 mod tests;
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     fs::{self, File},
     io::{Read as _, Write as _},
@@ -40,18 +43,25 @@ use std::{
 };
 
 use memmap2::Mmap;
-use peel_index::{BuiltLayer, Digest, FileType, HEADER_LEN, Layer, Slot, SpanReader, Tree};
+use peel_index::{
+    BUILDER_VERSION, BuiltLayer, Digest, FileType, HEADER_LEN, Layer, MERGER_VERSION, Slot,
+    SpanReader, Tree,
+};
 
 use self::{
     ahead::Streams,
     cache::SpanCache,
+    check::{read_layer, read_tree},
     descriptors::{ByPath, Descriptors},
+    mend::MenderSlot,
     start::{Following, Starts},
 };
 pub use self::{
     blob::{BlobSource, LocalBlob},
     cache::CacheStats,
+    copy::CopyFile,
     error::{LayersError, SpanReadError},
+    mend::{Mender, Wound},
     stream::LayerTar,
 };
 use crate::content::ContentStore;
@@ -86,6 +96,7 @@ pub struct Layers {
     streams: Streams,
     following: Following,
     descriptors: Arc<Descriptors>,
+    mender: MenderSlot,
 }
 
 #[derive(Default)]
@@ -95,11 +106,18 @@ struct Tables {
     /// Tree files by chainID (`None`: no layer).
     trees: HashMap<Option<Digest>, Slot>,
     files: HashMap<Slot, PathBuf>,
+    /// How the inodes of each are numbered, as its header said.
+    numbered: HashMap<Slot, Numbered>,
     open_layers: HashMap<Slot, Arc<OpenLayer>>,
     open_trees: HashMap<Slot, Arc<Tree>>,
     /// Slots that several files claimed when this began; none of them has it.
     twice: HashSet<Slot>,
+    /// Layers whose index was of no use when this began.
+    lost: HashSet<Digest>,
 }
+
+/// Version of the builder, and the digest of the numbering that it came to.
+type Numbered = (u32, [u8; 32]);
 
 /// An opened index with the bytes behind it.
 pub(crate) struct OpenLayer {
@@ -109,24 +127,6 @@ pub(crate) struct OpenLayer {
     starts: Starts,
     /// Spans whose damage the log has.
     told: Mutex<HashSet<u32>>,
-}
-
-/// Where the seekable copy of a layer is collected while it is pulled.
-pub struct CopyFile {
-    file: tempfile::NamedTempFile,
-    len: u64,
-}
-
-impl CopyFile {
-    /// Appends.
-    ///
-    /// # Errors
-    /// Of the file, with its path.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), LayersError> {
-        self.len += bytes.len() as u64;
-        let path = self.file.path().to_owned();
-        self.file.write_all(bytes).map_err(LayersError::io("write", path))
-    }
 }
 
 impl Layers {
@@ -158,7 +158,17 @@ impl Layers {
         let tables = RwLock::new(tables);
         let (cache, descriptors) = (SpanCache::new(cache_bytes), Arc::new(Descriptors::new()));
         let (streams, following) = (Streams::default(), Following::default());
-        Ok(Self { layers_dir, trees_dir, content, tables, cache, streams, following, descriptors })
+        Ok(Self {
+            layers_dir,
+            trees_dir,
+            content,
+            tables,
+            cache,
+            streams,
+            following,
+            descriptors,
+            mender: MenderSlot::default(),
+        })
     }
 
     fn tables(&self) -> RwLockReadGuard<'_, Tables> {
@@ -235,16 +245,19 @@ impl Layers {
         slot.map(|slot| self.open_tree(slot)).transpose()
     }
 
-    /// A file that collects a seekable copy; it vanishes unless it is installed.
+    /// Files for what does not stay in memory while a layer is indexed; they vanish unless they are
+    /// installed.
     ///
     /// # Errors
     /// Where it cannot be made.
     pub fn new_copy(&self) -> Result<CopyFile, LayersError> {
-        let file = temporary(&self.layers_dir)?;
-        Ok(CopyFile { file, len: 0 })
+        CopyFile::new(&self.layers_dir)
     }
 
     /// Puts the index of a pulled layer in place; the blob must be in the content store already.
+    ///
+    /// Where it takes the place of one that numbered inodes alike, it keeps that one's slot: what is
+    /// mounted goes on. Else it has `slot`.
     ///
     /// # Errors
     /// Where files cannot be written, or the result does not open.
@@ -255,22 +268,26 @@ impl Layers {
         slot: Slot,
     ) -> Result<Arc<Layer>, LayersError> {
         let path = self.layers_dir.join(file_name(&built.diff_id));
-        if copy.len > 0 {
-            persist(copy.file, &copy_path(&path))?;
-        }
-        write_atomically(&self.layers_dir, &path, built.parts(slot))?;
+        let numbered = (BUILDER_VERSION, built.numbering());
+        let slot = self.kept_layer_slot(&built.diff_id, numbered).unwrap_or(slot);
+        let mut windows = copy.install(&copy_path(&path))?;
+        write_atomically(&self.layers_dir, &path, |file| built.write_to(slot, file, &mut windows))?;
         {
             let mut tables = self.tables_mut();
             if let Some(old) = tables.layers.insert(built.diff_id, slot) {
                 tables.files.remove(&old);
+                tables.numbered.remove(&old);
                 tables.open_layers.remove(&old);
             }
             tables.files.insert(slot, path);
+            tables.numbered.insert(slot, numbered);
         }
+        self.forget_open(&built.diff_id);
         Ok(Arc::clone(&self.open_layer(slot)?.index))
     }
 
-    /// Merges a chain, lowest layer first, and puts its tree in place.
+    /// Merges a chain, lowest layer first, and puts its tree in place; as for
+    /// [`install_layer`](Self::install_layer), under the slot it had where that still holds.
     ///
     /// # Errors
     /// Where a layer has no index, the layers do not merge, or the file cannot be written.
@@ -283,14 +300,20 @@ impl Layers {
         let layers: Vec<&Layer> = layers.iter().map(AsRef::as_ref).collect();
         let built = peel_index::merge(&layers, chain)?;
         let path = self.trees_dir.join(tree_name(chain));
-        write_atomically(&self.trees_dir, &path, built.parts(slot))?;
+        let numbered = (MERGER_VERSION, built.numbering());
+        let slot = self.kept_tree_slot(chain, numbered).unwrap_or(slot);
+        write_atomically(&self.trees_dir, &path, |file| {
+            built.parts(slot).try_for_each(|part| file.write_all(&part))
+        })?;
         {
             let mut tables = self.tables_mut();
             if let Some(old) = tables.trees.insert(chain, slot) {
                 tables.files.remove(&old);
+                tables.numbered.remove(&old);
                 tables.open_trees.remove(&old);
             }
             tables.files.insert(slot, path);
+            tables.numbered.insert(slot, numbered);
         }
         self.open_tree(slot)
     }
@@ -304,6 +327,7 @@ impl Layers {
             let mut tables = self.tables_mut();
             let Some(slot) = tables.layers.remove(diff_id) else { return Ok(0) };
             tables.files.remove(&slot);
+            tables.numbered.remove(&slot);
             tables.open_layers.remove(&slot);
             slot
         };
@@ -322,6 +346,7 @@ impl Layers {
             let mut tables = self.tables_mut();
             let Some(slot) = tables.trees.remove(&chain) else { return Ok(0) };
             tables.files.remove(&slot);
+            tables.numbered.remove(&slot);
             tables.open_trees.remove(&slot);
         }
         remove(&self.trees_dir.join(tree_name(chain)))
@@ -335,8 +360,7 @@ impl Layers {
             }
             tables.path(slot, &self.layers_dir)?
         };
-        let index = Layer::open(map(&path)?)
-            .map_err(|source| LayersError::Format { path: path.clone(), source })?;
+        let index = read_layer(&path)?;
         check_name(&path, &file_name(&index.diff_id()))?;
         check_slot(&path, slot, index.slot())?;
         let blob = self.content.path(&index.blob());
@@ -365,8 +389,7 @@ impl Layers {
             }
             tables.path(slot, &self.trees_dir)?
         };
-        let tree = Tree::open(map(&path)?)
-            .map_err(|source| LayersError::Format { path: path.clone(), source })?;
+        let tree = read_tree(&path)?;
         check_slot(&path, slot, tree.slot())?;
         for merged in tree.layers() {
             let layer = self.open_layer(merged.slot)?;
@@ -416,12 +439,15 @@ impl Tables {
         file.take(HEADER_LEN as u64)
             .read_to_end(&mut first)
             .map_err(LayersError::io("read", path))?;
-        let slot = match peel_index::peek_header(&first) {
-            Ok(header) if header.kind == expected => header.slot,
+        let (slot, numbered) = match peel_index::peek_header(&first) {
+            Ok(header) if header.kind == expected => {
+                (header.slot, (header.builder, header.numbering))
+            }
             bad => {
                 let reason = bad.err().map_or("of another kind".to_owned(), |e| e.to_string());
                 tracing::warn!(path = %path.display(), reason, "removing an index to be rebuilt");
                 remove(path)?;
+                self.lost.extend(digest.filter(|_| expected == FileType::Layer));
                 return Ok(());
             }
         };
@@ -429,6 +455,7 @@ impl Tables {
             return self.drop_both(slot, path);
         }
         self.files.insert(slot, path.to_owned());
+        self.numbered.insert(slot, numbered);
         match (expected, digest) {
             (FileType::Layer, Some(diff_id)) => {
                 self.layers.insert(diff_id, slot);
@@ -522,13 +549,13 @@ fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), LayersError
     File::open(dir).and_then(|d| d.sync_all()).map_err(LayersError::io("sync", dir))
 }
 
-fn write_atomically<'a>(
+fn write_atomically(
     dir: &Path,
     path: &Path,
-    mut parts: impl Iterator<Item = Cow<'a, [u8]>>,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
 ) -> Result<(), LayersError> {
     let mut file = temporary(dir)?;
-    parts.try_for_each(|part| file.write_all(&part)).map_err(LayersError::io("write", path))?;
+    write(file.as_file_mut()).map_err(LayersError::io("write", path))?;
     persist(file, path)
 }
 

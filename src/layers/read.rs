@@ -166,13 +166,17 @@ impl Layers {
             let within = within(&origin.span, at..end);
             let aim = aim.saturating_sub(origin.span.tar_offset).min(origin.span.tar_len.into());
             let key = (slot, origin.number);
-            self.note_start(layer, origin.number, within.end, sink);
-            let pin = self.cache.pin(key, within.end, aim as usize, &origin);
+            let later = self.note_start(layer, origin.number, within.end, sink);
+            let pin = || self.cache.pin(key, within.end, aim as usize, &origin);
+            let pin = pin().or_else(|error| self.mended(layer, error, pin));
             let pin = pin.map_err(|error| origin.read_error(error))?;
             let bytes = pin.get(within).filter(|bytes| !bytes.is_empty()).ok_or_else(outside)?;
             self.cache.count_served(bytes.len());
             sink.data(bytes);
             at += bytes.len() as u64;
+            if let Some(wish) = later {
+                sink.ahead(wish);
+            }
         }
         Ok(())
     }
@@ -234,6 +238,7 @@ impl FileSource for Layers {
             tracing::error!(slot = %layer, %error, "no layer to read");
             ReadError::NoLayer { layer }
         })?;
+        let asked = offset..offset.saturating_add(len.into());
         for piece in open.index.pieces(number, offset, u64::from(len)) {
             match piece {
                 Piece::Zero { len } => {
@@ -251,7 +256,8 @@ impl FileSource for Layers {
                     // The spans after the first can be decoded while that one is
                     self.look_ahead(&open, &tar, depth, 1, sink);
                     let aim = tar.end.saturating_add(MARGIN);
-                    self.read_tar(&open, tar.clone(), aim, sink)?;
+                    self.read_tar(&open, tar.clone(), aim, sink)
+                        .map_err(|error| self.tell_of(error, &open, number, &asked))?;
                     if depth > 0 {
                         self.look_ahead(&open, &tar, 0, 0, sink);
                     }
@@ -290,7 +296,9 @@ impl FileSource for Layers {
         self.cache.count_served(bytes.len());
         sink.data(bytes);
         drop(pin);
-        self.note_start(&open, origin.number, reach, sink);
+        if let Some(wish) = self.note_start(&open, origin.number, reach, sink) {
+            sink.ahead(wish);
+        }
         let depth = self.streams.note(layer, tar.start, tar.end);
         if depth > 0 {
             self.look_ahead(&open, &tar, depth, 0, sink);

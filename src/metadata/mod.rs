@@ -8,6 +8,7 @@
 //!   slots           high-water mark of slots, on disk before a slot below it is handed out
 //!   generation      number of the last change, so that a lost one is noticed
 //!   spare           space kept back, so that a full disk can be cleared up
+//!   check/          a copy of the database while it is checked
 //!   db.corrupt-<s>  a damaged database, moved aside at that second since 1970
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! change. Readers take none; they see whole changes, at the earliest a moment before they are on
 //! disk. After a write that failed every call fails, and the process has to open the store again.
 
+mod check;
 mod error;
 mod export;
 mod files;
@@ -42,6 +44,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use check::Fault;
 pub use error::MetadataError;
 pub use keyed::{KeyedKind, KeyedSnapshot};
 pub use open::{Cause, Opened, Recovered, RestoredFrom};
@@ -103,7 +106,17 @@ impl Metadata {
 
     /// Writes `export.json` where something changed since the last one; says whether it did.
     pub fn export_if_dirty(&self) -> Result<bool, MetadataError> {
+        self.export_since(None)
+    }
+
+    /// Writes `export.json` whatever is there.
+    pub fn export_anew(&self) -> Result<(), MetadataError> {
+        self.export_since(Some(0)).map(drop)
+    }
+
+    fn export_since(&self, since: Option<u64>) -> Result<bool, MetadataError> {
         let mut exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner);
+        *exported = since.unwrap_or(*exported);
         let (generation, text) = {
             let writer = self.shared.writer()?;
             if writer.generation == *exported {

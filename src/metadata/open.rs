@@ -28,7 +28,7 @@ use super::{
     transaction::View,
 };
 
-const GENERATION_NAME: &str = "generation";
+pub(super) const GENERATION_NAME: &str = "generation";
 
 /// An open store, and what had to be done to open it.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl fmt::Display for Recovered {
 }
 
 /// What opening the database came to, before anything is changed.
-enum Checked {
+pub(super) enum Checked {
     Sound(Store, State),
     Empty(Store),
     Damaged(String),
@@ -135,7 +135,7 @@ pub(super) fn open(dir: &Path) -> Result<Opened, MetadataError> {
 
     let exported = export.generation();
     let spare = Spare::new(dir.join("spare"));
-    let (store, state, cause, from_export) = match check(&database, &spare)? {
+    let (store, state, cause, from_export) = match check(&database, Some(&spare))? {
         Checked::Empty(store) if exported.is_none() && marked == 0 => {
             (store, State::default(), None, false)
         }
@@ -212,9 +212,10 @@ fn restore(shared: &Shared, found: Found, path: &Path) -> Result<RestoredFrom, M
     Ok(RestoredFrom::Nothing)
 }
 
-fn check(database: &Path, spare: &Spare) -> Result<Checked, MetadataError> {
+/// Opens a database and reads all of it; `spare` is given up where the disk is full.
+pub(super) fn check(database: &Path, spare: Option<&Spare>) -> Result<Checked, MetadataError> {
     let mut opened = Store::open(database);
-    if let Err(OpenFailure::NoSpace(_)) = opened {
+    if let (Err(OpenFailure::NoSpace(_)), Some(spare)) = (&opened, spare) {
         spare.release();
         opened = Store::open(database);
     }

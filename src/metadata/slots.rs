@@ -80,6 +80,12 @@ impl SlotAllocator {
         Ok(slot)
     }
 
+    /// Writes the mark again where its file is damaged.
+    pub(super) fn write_anew(&self) -> Result<(), MetadataError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reserve(&mut state)
+    }
+
     /// Puts a high-water mark above `last` on disk, in both places.
     fn reserve(&self, state: &mut Reserved) -> Result<(), MetadataError> {
         let high = state.last.saturating_add(STEP).min(Slot::MAX.number());

@@ -1,26 +1,24 @@
 //! Raising a mount's read-ahead.
 //!
-//! INIT grants at most what the kernel set up beforehand, 128 KiB; only sysfs raises it. A
-//! sequential reader of compressed layers wants requests of the size of a span.
+//! INIT grants at most what the kernel set up beforehand, 128 KiB; only sysfs raises it.
 
 use std::{io, path::Path};
 
 use super::mountinfo;
 
-/// Read-ahead of peel's mount, in KiB: one span of 1 MiB, and the longest read there is.
+/// Read-ahead of peel's mount, in KiB.
 ///
-/// Measured with a file of 256 MiB, medians of 3, caches dropped; programs touch their libraries
-/// through maps, at places that jump:
+/// It is also what the kernel reads around a page fault, and programs touch their libraries through
+/// maps, at places that jump: each waits for what it does not want. A reader in order does not need
+/// it longer, as the worker decodes ahead by itself. Medians of 3 with caches dropped, times on ext4
+/// beside them; the second is a gzip layer's biggest file, the third all files of an image:
 ///
-/// | KiB | whole file | 60 pages of a map | whole file again |
+/// | KiB | Python importing numpy, times an overlay on ext4 | 256 MiB in order | 8,700 files |
 /// | --: | --: | --: | --: |
-/// | 128 (the kernel's) | 1.37 s | 0.30 s | 0.10 s |
-/// | 512 | 1.24 s | 0.39 s | 0.11 s |
-/// | 1024 | 1.12 s | 0.47 s | 0.11 s |
-/// | 4096 | 1.05 s | 0.58 s | 0.10 s |
-///
-/// Above 1 MiB reads do not get longer, and a fault through a map pays for what it does not want.
-pub const READAHEAD_KIB: u32 = 1024;
+/// | 128 (the kernel's) | 1.32 | 2.15 s (1.58) | 1.85 s |
+/// | 256 | | 1.68 s | 1.68 s |
+/// | 1024 | 1.38 | 1.82 s | 1.94 s |
+pub const READAHEAD_KIB: u32 = 256;
 
 /// Why read-ahead stays as it was. Reads are slower then, nothing else.
 #[derive(Debug, thiserror::Error)]

@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     attr::FileKind,
-    codec::Span,
+    codec::Decoded,
     format::{
-        ExtentRecord, FileType, HIDES_LOWER, InodeRecord, LOWER_LINK, LOWER_LINK_KIND, LayerDirent,
-        LayerMeta, NameId, SPARSE, Sealed, Section, WHITEOUT_KIND,
+        Begun, ExtentRecord, FileType, HIDES_LOWER, InodeRecord, LOWER_LINK, LOWER_LINK_KIND,
+        LayerDirent, LayerMeta, NameId, SPARSE, Sealed, Section, SpanRecord, WHITEOUT_KIND,
     },
     layer::span_record,
 };
@@ -25,8 +25,7 @@ use crate::{
 pub(super) fn seal(
     arena: Arena,
     mut meta: LayerMeta,
-    spans: &[Span],
-    windows: Vec<u8>,
+    decoded: Decoded,
 ) -> Result<Sealed, BuildError> {
     let numbers = new_numbers(&arena);
     let mut sections = Sections::default();
@@ -37,7 +36,9 @@ pub(super) fn seal(
     drop(numbers);
     meta.lower_links = lower_links.into();
     let Arena { names, targets, xattrs, .. } = arena;
-    let spans: Vec<_> = spans.iter().map(span_record).collect();
+    let Decoded { spans, windows, windows_taken, windows_checksum, .. } = decoded;
+    let mut records = Vec::with_capacity(spans.len() * size_of::<SpanRecord>());
+    spans.iter().for_each(|span| records.extend_from_slice(span_record(span).as_bytes()));
     let sections = vec![
         (Section::Meta, meta.as_bytes().to_vec()),
         (Section::Inodes, inodes),
@@ -46,10 +47,11 @@ pub(super) fn seal(
         (Section::Targets, targets.into_bytes()),
         (Section::Xattrs, xattrs.into_bytes()),
         (Section::Extents, extents),
-        (Section::Spans, spans.as_bytes().to_vec()),
+        (Section::Spans, records),
         (Section::Windows, windows),
     ];
-    Ok(Sealed::new(FileType::Layer, BUILDER_VERSION, sections))
+    let begun = Begun { elsewhere: windows_taken, checksum: windows_checksum };
+    Ok(Sealed::with_begun(FileType::Layer, BUILDER_VERSION, sections, Some(begun)))
 }
 
 /// New number by old one; 0 for dead inodes.

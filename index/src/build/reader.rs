@@ -1,39 +1,43 @@
 //! What happens to the bytes of blob and tar besides decoding: both digests, and the tree.
 //!
 //! Two stages, since either can be the longer one: digests take half a nanosecond a byte, the tree up
-//! to a microsecond an entry. On threads of their own they share the buffers that the decoder wrote
-//! to; the last to let go of one sends it back.
+//! to a microsecond an entry. Where a helper has part in them they get the buffers that the decoder
+//! wrote to; the last to let go of one gives it back.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     ops::Range,
-    sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{BuildError, apply::LayerTree};
 use crate::{
-    digest::{Algorithm, Hasher},
-    stage::{Stage, Work},
+    digest::{Algorithm, Digest, Hasher},
+    stage::{Helper, Stage, Work},
     tar::{TarError, TarParser},
 };
 
-/// Bytes that are handed to a thread at once where they have to be copied.
+/// Bytes that are handed over at once where they have to be copied.
 const BUFFER: usize = 128 << 10;
 
-/// Full buffers that may wait for a thread: enough to sleep through a hiccup of the other side.
-const QUEUE: usize = 8;
+/// Most buffers of a kind that are kept to be used again.
+const SPARE: usize = 16;
 
 /// What the parser is told when an entry is refused; the reason is kept apart.
 const REFUSED: &str = "refused by the layer builder";
 
-/// State of the two digests.
+/// State of the two digests. Bytes of blob and tar are hashed together as far as there are both.
 pub(super) struct Digests {
-    pub(super) blob: Hasher,
-    pub(super) diff_id: Hasher,
+    blob: Hasher,
+    diff_id: Hasher,
+    /// Bytes of the blob that wait for bytes of tar, and where the first buffer goes on.
+    waiting: VecDeque<Shared>,
+    from: usize,
 }
+
+/// Most buffers of the blob that wait.
+const WAITING: usize = 4;
 
 /// Bytes, in order for each of the two.
 pub(super) enum Hash {
@@ -47,10 +51,60 @@ impl Work for Digests {
 
     fn run(&mut self, job: Hash) -> Result<(), Infallible> {
         match job {
-            Hash::Blob(blob) => self.blob.update(blob.bytes()),
-            Hash::Tar(tar) => self.diff_id.update(tar.bytes()),
+            Hash::Blob(blob) => {
+                self.waiting.push_back(blob);
+                while self.waiting.len() > WAITING {
+                    self.together(&[]);
+                }
+            }
+            Hash::Tar(tar) => self.together(tar.bytes()),
         }
         Ok(())
+    }
+
+    fn weight(job: &Hash) -> usize {
+        let (Hash::Blob(bytes) | Hash::Tar(bytes)) = job;
+        bytes.bytes().len()
+    }
+}
+
+impl Digests {
+    fn new(blob_algorithm: Algorithm) -> Self {
+        Self {
+            blob: Hasher::new(blob_algorithm),
+            diff_id: Hasher::new(Algorithm::Sha256),
+            waiting: VecDeque::new(),
+            from: 0,
+        }
+    }
+
+    /// Hashes bytes of tar, and of the blob what waits: as much, or the rest of a buffer.
+    fn together(&mut self, tar: &[u8]) {
+        let mut tar = tar;
+        while let Some(first) = self.waiting.front() {
+            let rest = &first.bytes()[self.from..];
+            let len = if tar.is_empty() { rest.len() } else { rest.len().min(tar.len()) };
+            let (now, later) = tar.split_at(len.min(tar.len()));
+            self.blob.update_with(&rest[..len], &mut self.diff_id, now);
+            self.from += len;
+            if len == rest.len() {
+                self.waiting.pop_front();
+                self.from = 0;
+            }
+            tar = later;
+            if tar.is_empty() {
+                return;
+            }
+        }
+        self.diff_id.update(tar);
+    }
+
+    /// Digests of blob and tar.
+    pub(super) fn finish(mut self) -> (Digest, Digest) {
+        while !self.waiting.is_empty() {
+            self.together(&[]);
+        }
+        (self.blob.finish(), self.diff_id.finish())
     }
 }
 
@@ -66,6 +120,10 @@ impl Work for Reader {
 
     fn run(&mut self, tar: Shared) -> Result<(), BuildError> {
         self.tar(tar.bytes())
+    }
+
+    fn weight(tar: &Shared) -> usize {
+        tar.bytes().len()
     }
 }
 
@@ -89,7 +147,7 @@ pub(super) struct Shared(Arc<Lent>);
 struct Lent {
     buffer: Vec<u8>,
     part: Range<usize>,
-    back: SyncSender<Vec<u8>>,
+    spare: Spare,
 }
 
 impl Shared {
@@ -100,40 +158,41 @@ impl Shared {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        // When nobody wants it back, or there are enough, it goes
-        let _ = self.back.try_send(std::mem::take(&mut self.buffer));
+        let mut spare = self.spare.lock();
+        if spare.len() < SPARE {
+            spare.push(std::mem::take(&mut self.buffer));
+        }
     }
 }
 
-/// Buffers on their way back.
-struct Spare {
-    back: SyncSender<Vec<u8>>,
-    spare: Receiver<Vec<u8>>,
-}
+/// Buffers to be used again. The one that came back last is the first to go: few are in use, and
+/// those are in a cache.
+#[derive(Clone, Default)]
+struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Spare {
-    fn new() -> Self {
-        let (back, spare) = sync_channel(2 * QUEUE);
-        Self { back, spare }
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        // No change to it can panic halfway
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn next(&self) -> Option<Vec<u8>> {
-        self.spare.try_recv().ok()
+        self.lock().pop()
     }
 
     fn share(&self, buffer: Vec<u8>, part: Range<usize>) -> Shared {
-        Shared(Arc::new(Lent { buffer, part, back: self.back.clone() }))
+        Shared(Arc::new(Lent { buffer, part, spare: self.clone() }))
     }
 }
 
-/// The two stages, or the way to their threads.
+/// The two stages, or the way to them.
 pub(super) struct ReaderStage {
     digests: Stage<Digests>,
     reader: Stage<Reader>,
     /// Buffers for `blob` and `tar`, and those that the decoder writes to.
     small: Spare,
     whole: Spare,
-    /// Bytes that fill up before they go to a thread.
+    /// Bytes that fill up before they are handed over.
     blob: Vec<u8>,
     tar: Vec<u8>,
     tar_len: u64,
@@ -141,26 +200,23 @@ pub(super) struct ReaderStage {
 
 impl ReaderStage {
     pub(super) fn new(blob_algorithm: Algorithm) -> Self {
-        let digests =
-            Digests { blob: Hasher::new(blob_algorithm), diff_id: Hasher::new(Algorithm::Sha256) };
+        let digests = Digests::new(blob_algorithm);
         let reader = Reader { parser: TarParser::new(), tree: LayerTree::new() };
         Self {
             digests: Stage::Here(digests),
             reader: Stage::Here(reader),
-            small: Spare::new(),
-            whole: Spare::new(),
+            small: Spare::default(),
+            whole: Spare::default(),
             blob: Vec::new(),
             tar: Vec::new(),
             tar_len: 0,
         }
     }
 
-    /// Gives both stages threads of their own from here on.
-    pub(super) fn spread(&mut self) {
-        let digests = std::mem::replace(&mut self.digests, Stage::Failed);
-        self.digests = digests.spread("peel-digests", QUEUE);
-        let reader = std::mem::replace(&mut self.reader, Stage::Failed);
-        self.reader = reader.spread("peel-tar", QUEUE);
+    /// Shares both stages with a helper from here on.
+    pub(super) fn share(&mut self, helper: &Helper) {
+        self.digests.share(helper);
+        self.reader.share(helper);
     }
 
     /// Bytes of tar so far.
@@ -179,11 +235,15 @@ impl ReaderStage {
         }
     }
 
-    pub(super) fn push_tar(&mut self, tar: &[u8]) -> Result<(), BuildError> {
+    /// Takes bytes of tar; where it does not have to copy, also as many from the front of `blob`,
+    /// which [`Self::push_blob`] takes otherwise.
+    pub(super) fn push_tar(&mut self, tar: &[u8], blob: &mut &[u8]) -> Result<(), BuildError> {
         self.tar_len += tar.len() as u64;
         match (self.digests.here(), self.reader.here()) {
             (Some(digests), Some(reader)) => {
-                digests.diff_id.update(tar);
+                let (now, later) = blob.split_at(blob.len().min(tar.len()));
+                digests.blob.update_with(now, &mut digests.diff_id, tar);
+                *blob = later;
                 let result = reader.tar(tar);
                 if result.is_err() {
                     self.reader = Stage::Failed;

@@ -3,13 +3,12 @@
 use super::{
     COPY_FRAME, CodecError, Compression, Decoded, HELD_MAX, HELD_TARGET, SPAN_MAX, SPAN_TARGET,
     SpanCoding,
-    table::{DeflateSpan, Job, Returned, SpanTable},
+    table::{DeflateSpan, Job, Returned, SpanTable, WindowHeap},
 };
-use crate::stage::Stage;
+use crate::stage::{Helper, Stage};
 
-/// Spans and frames that may wait for the table's thread. A span takes less than half a MiB, up to
-/// 8 MiB in a hostile blob, and besides this one there is one being read and one being written down.
-const QUEUE: usize = 1;
+/// Bytes of windows that are worth a write to a file: those of about 300 MB of tar.
+const WINDOWS_AT_ONCE: usize = 512 << 10;
 
 /// The sizes that decide where spans are cut, in bytes; tests use smaller ones.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +56,7 @@ pub(super) struct Assembly {
     pub(super) limits: Limits,
     table: Stage<SpanTable>,
     copied: Returned<Vec<u8>>,
+    windows: Returned<WindowHeap>,
     spare_spans: Returned<Vec<DeflateSpan>>,
     spare_frames: Returned<Vec<Vec<u8>>>,
     /// Tar bytes on their way to the copy, less than a frame of them.
@@ -69,6 +69,7 @@ impl Default for Assembly {
         Self {
             limits: Limits::default(),
             copied: table.copied.clone(),
+            windows: table.windows.clone(),
             spare_spans: table.spare_spans.clone(),
             spare_frames: table.spare_frames.clone(),
             table: Stage::Here(table),
@@ -78,10 +79,9 @@ impl Default for Assembly {
 }
 
 impl Assembly {
-    /// Has the table kept by a thread of its own from here on.
-    pub(super) fn spread(&mut self) {
-        let table = std::mem::replace(&mut self.table, Stage::Failed);
-        self.table = table.spread("peel-spans", QUEUE);
+    /// Shares the table with a helper from here on.
+    pub(super) fn share(&mut self, helper: &Helper) {
+        self.table.share(helper);
     }
 
     /// Adds the next `tar_len` bytes of tar, which are decoded from `range` of the blob.
@@ -131,12 +131,25 @@ impl Assembly {
         std::mem::take(&mut *self.copied.lock())
     }
 
+    pub(super) fn take_windows(&mut self) -> Vec<u8> {
+        self.windows.lock().take(WINDOWS_AT_ONCE)
+    }
+
     pub(super) fn finish(self, compression: Compression) -> Result<Decoded, CodecError> {
         debug_assert!(self.pending.is_empty(), "the copy is flushed at the end of a stretch");
         // Whoever got an error from the table does not come here
         let table = self.table.into_inner()?.ok_or(CodecError::Spent)?;
         let copy = std::mem::take(&mut *self.copied.lock());
         let SpanTable { spans, windows, covered, .. } = table;
-        Ok(Decoded { compression, copy, spans, windows, tar_len: covered })
+        let mut windows = windows.lock();
+        Ok(Decoded {
+            compression,
+            copy,
+            spans,
+            windows_taken: windows.taken,
+            windows_checksum: windows.checksum(),
+            windows: std::mem::take(&mut windows.rest),
+            tar_len: covered,
+        })
     }
 }

@@ -40,8 +40,8 @@
 //! # Memory
 //!
 //! Bounded whatever the blob: the compressed bytes of one span, a few buffers of 128 KiB, and for
-//! zstd the frame's window of at most 128 MiB and `SPAN_MAX` of tar. Spans and windows grow by about
-//! 2 MiB per GiB of tar, or 1 MiB per GiB of a blob that holds no tar.
+//! zstd the frame's window of at most 128 MiB and `SPAN_MAX` of tar. Spans grow by about 90 KiB per GiB
+//! of tar. So do windows by up to 2 MiB, and the copy, where nobody takes them out.
 
 mod assembly;
 mod copy;
@@ -62,6 +62,8 @@ mod zstd;
 mod tests;
 
 use std::{fmt, ops::Range};
+
+use crate::stage::Helper;
 
 use self::{assembly::Assembly, gzip::GzipStream, plain::PlainStream, zstd::ZstdStream};
 pub use self::{
@@ -189,8 +191,13 @@ pub struct Decoded {
     pub compression: Compression,
     /// Covers the tar without gaps, in order.
     pub spans: Vec<Span>,
-    /// The heap of windows that the spans refer to.
+    /// The end of the heap of windows that the spans refer to: what [`StreamDecoder::take_windows`]
+    /// has not handed out. Mostly that is all of it.
     pub windows: Vec<u8>,
+    /// Bytes of the heap that it has handed out.
+    pub windows_taken: u64,
+    /// BLAKE3 of the whole heap.
+    pub windows_checksum: [u8; 32],
     /// Length of the tar in bytes.
     pub tar_len: u64,
     /// The end of the seekable copy: what [`StreamDecoder::take_copy`] has not handed out yet.
@@ -243,16 +250,22 @@ impl StreamDecoder {
         self.guard(|decoder| decoder.advance(blob, false, sink))
     }
 
-    /// Does what the decoding itself need not wait for (digests, windows, the copy) on a thread of
-    /// its own from here on, where one can be had. The result is the same.
-    pub fn spread(&mut self) {
-        self.assembly.spread();
+    /// Shares with a helper what the decoding itself need not wait for (digests, windows, the copy)
+    /// from here on. The result is the same.
+    pub(crate) fn share(&mut self, helper: &Helper) {
+        self.assembly.share(helper);
     }
 
     /// Bytes to append to the seekable copy, written since the last call; empty for most layers.
     /// They stay in memory until they are taken.
     pub fn take_copy(&mut self) -> Vec<u8> {
         self.assembly.take_copy()
+    }
+
+    /// The next bytes of the heap of windows, where there are many; empty for most layers
+    /// below 300 MB. They stay in memory until they are taken.
+    pub fn take_windows(&mut self) -> Vec<u8> {
+        self.assembly.take_windows()
     }
 
     /// The end of the blob.

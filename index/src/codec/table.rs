@@ -1,6 +1,7 @@
 //! The span table: what the decoders found, with digests, windows and the seekable copy made of it.
 //!
-//! All that a decoder need not wait for is done here, so that another thread can do it.
+//! All that a decoder need not wait for is done here, so that another thread can do it. Windows and copy
+//! are given out while they grow, for they grow with the tar; a span stays here with 88 bytes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -69,11 +70,48 @@ pub(super) enum Job {
     Copy(Vec<u8>),
 }
 
+/// The heap of windows: its end, and what it takes to do without its beginning.
+#[derive(Default)]
+pub(super) struct WindowHeap {
+    /// Bytes that were taken out.
+    pub(super) taken: u64,
+    /// What follows them.
+    pub(super) rest: Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl WindowHeap {
+    /// Where the window is put; 0 for an empty one.
+    fn add(&mut self, window: &[u8]) -> u64 {
+        if window.is_empty() {
+            return 0;
+        }
+        let offset = self.taken + self.rest.len() as u64;
+        self.rest.extend_from_slice(window);
+        self.hasher.update(window);
+        offset
+    }
+
+    /// The bytes that were not taken, where they are at least so many; nothing otherwise.
+    pub(super) fn take(&mut self, least: usize) -> Vec<u8> {
+        if self.rest.len() < least {
+            return Vec::new();
+        }
+        self.taken += self.rest.len() as u64;
+        std::mem::take(&mut self.rest)
+    }
+
+    /// BLAKE3 of the whole heap.
+    pub(super) fn checksum(&self) -> [u8; 32] {
+        *self.hasher.finalize().as_bytes()
+    }
+}
+
 /// Collects spans in the order of the tar, without gaps.
 #[derive(Default)]
 pub(super) struct SpanTable {
     pub(super) spans: Vec<Span>,
-    pub(super) windows: Vec<u8>,
+    pub(super) windows: Returned<WindowHeap>,
     /// Tar bytes that have their span.
     pub(super) covered: u64,
     /// Made at the first window.
@@ -108,6 +146,14 @@ impl Work for SpanTable {
         }
         Ok(())
     }
+
+    fn weight(job: &Job) -> usize {
+        match job {
+            Job::Deflate(span) => span.held.len() + span.window.len(),
+            Job::Range { .. } => 0,
+            Job::Copy(tar) => tar.len(),
+        }
+    }
 }
 
 impl SpanTable {
@@ -117,8 +163,7 @@ impl SpanTable {
             none => none.insert(WindowPacker::new()?),
         };
         let window = packer.pack(&span.window)?;
-        let window_offset = if window.is_empty() { 0 } else { self.windows.len() as u64 };
-        self.windows.extend_from_slice(window);
+        let window_offset = self.windows.lock().add(window);
         let window_len = narrow(window.len() as u64);
         self.add(Span {
             tar_offset: self.covered,

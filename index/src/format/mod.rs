@@ -30,7 +30,7 @@ pub use xattrs::Xattrs;
 
 use std::{
     borrow::Cow,
-    fmt, panic,
+    fmt, io, panic,
     sync::Arc,
     thread::{self, available_parallelism},
 };
@@ -315,11 +315,31 @@ pub(crate) struct Sealed {
     sections: Vec<Vec<u8>>,
     table: Vec<TableRecord>,
     numbering: [u8; 32],
+    /// Bytes of the last section that are elsewhere.
+    elsewhere: u64,
+}
+
+/// What is known of a section of which only the end is here.
+pub(crate) struct Begun {
+    /// Bytes that are elsewhere.
+    pub(crate) elsewhere: u64,
+    /// BLAKE3 of the whole section.
+    pub(crate) checksum: [u8; 32],
 }
 
 impl Sealed {
     /// `sections` in ascending order of kind.
     pub(crate) fn new(kind: FileType, builder: u32, sections: Vec<(Section, Vec<u8>)>) -> Self {
+        Self::with_begun(kind, builder, sections, None)
+    }
+
+    /// As [`Self::new`]; the last section may only be the end of one.
+    pub(crate) fn with_begun(
+        kind: FileType,
+        builder: u32,
+        sections: Vec<(Section, Vec<u8>)>,
+        begun: Option<Begun>,
+    ) -> Self {
         debug_assert!(sections.is_sorted_by_key(|(section, _)| *section));
         let mut table = Vec::with_capacity(sections.len());
         let mut end = (HEADER_LEN + sections.len() * size_of::<TableRecord>()) as u64;
@@ -334,9 +354,14 @@ impl Sealed {
                 checksum: *blake3::hash(content).as_bytes(),
             });
         }
+        let elsewhere = begun.as_ref().map_or(0, |begun| begun.elsewhere);
+        if let (Some(begun), Some(last)) = (begun, table.last_mut()) {
+            last.len = (last.len.get() + elsewhere).into();
+            last.checksum = begun.checksum;
+        }
         let numbering = numbering_digest(&table);
         let sections = sections.into_iter().map(|(_, content)| content).collect();
-        Self { kind, builder, sections, table, numbering }
+        Self { kind, builder, sections, table, numbering, elsewhere }
     }
 
     pub(crate) fn numbering(&self) -> [u8; 32] {
@@ -348,14 +373,31 @@ impl Sealed {
         self.table.last().map_or(HEADER_LEN as u64, |last| last.offset.get() + last.len.get())
     }
 
-    /// The whole file.
+    /// The whole file, where all of it is here.
     pub(crate) fn encode(&self, slot: Slot) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.file_len() as usize);
         self.parts(slot).for_each(|part| out.extend_from_slice(&part));
         out
     }
 
-    /// The whole file in pieces, to be written one after the other.
+    /// Writes the whole file; `elsewhere` gives what is not here.
+    pub(crate) fn write_to(
+        &self,
+        slot: Slot,
+        out: &mut impl io::Write,
+        elsewhere: impl io::Read,
+    ) -> io::Result<()> {
+        let mut parts: Vec<_> = self.parts(slot).collect();
+        let last = parts.pop();
+        parts.iter().try_for_each(|part| out.write_all(part))?;
+        let mut elsewhere = elsewhere.take(self.elsewhere);
+        if self.elsewhere > 0 && io::copy(&mut elsewhere, out)? < self.elsewhere {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        last.map_or(Ok(()), |last| out.write_all(&last))
+    }
+
+    /// The file in pieces, to be written one after the other; what is elsewhere comes before the last.
     pub(crate) fn parts(&self, slot: Slot) -> impl Iterator<Item = Cow<'_, [u8]>> {
         let mut header = HeaderRecord {
             magic: MAGIC,

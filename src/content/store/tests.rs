@@ -79,7 +79,7 @@ fn nothing_need_be_known_beforehand() {
 #[test]
 fn sha512_has_its_own_directory() {
     let (_dir, store) = store();
-    let mut hasher = peel_index::Hasher::new(Algorithm::Sha512);
+    let mut hasher = Hasher::new(Algorithm::Sha512);
     hasher.update(b"x");
     let digest = hasher.finish();
     let expected = Expected { digest: Some(digest), size: None };

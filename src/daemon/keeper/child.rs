@@ -49,6 +49,13 @@ pub(super) struct Exit {
     pub(super) death: Death,
 }
 
+impl Exit {
+    /// Whether somebody killed it, as far as can be told.
+    pub(super) fn is_killed(&self) -> bool {
+        self.death == Death::Other && self.status.is_some_and(|status| status.signal().is_some())
+    }
+}
+
 impl Worker {
     /// Starts a worker and hands it the estate.
     pub(super) fn start(options: &Options, estate: &Estate) -> io::Result<Self> {

@@ -152,6 +152,8 @@ struct Keeper {
     signals: Signals,
     worker: Option<Worker>,
     started: Instant,
+    /// The worker has said that it answers.
+    was_ready: bool,
     /// When to start the next worker, while there is none.
     next_start: Instant,
     watch: Watch,
@@ -183,6 +185,7 @@ impl Keeper {
             signals: Signals::new().map_err(failed)?,
             worker: None,
             started: now,
+            was_ready: false,
             next_start: now,
             watch: Watch::new(options.patience),
             looked: now,
@@ -276,6 +279,7 @@ impl Keeper {
     fn start_worker(&mut self) -> io::Result<()> {
         let worker = Worker::start(&self.options, &self.estate)?;
         self.started = Instant::now();
+        self.was_ready = false;
         self.watch.reset();
         self.looked = self.started;
         self.facts.worker = Some(worker.pid().as_raw_nonzero().get());
@@ -299,6 +303,7 @@ impl Keeper {
     }
 
     fn ready(&mut self) {
+        self.was_ready = true;
         if let Some(manager) = &self.manager {
             manager.tell(&format!("READY=1\nSTATUS=serving, {} restarts\n", self.facts.restarts));
         }
@@ -326,7 +331,12 @@ impl Keeper {
             Next::BackOff => {
                 let lived = self.started.elapsed();
                 let quick = self.facts.quick_deaths;
-                self.facts.quick_deaths = if lived < HEALTHY { quick + 1 } else { 1 };
+                self.facts.quick_deaths = match lived < HEALTHY {
+                    // No fault of its own, and it had got as far as to answer
+                    true if exit.is_killed() && self.was_ready => quick.max(1),
+                    true => quick + 1,
+                    false => 1,
+                };
                 let pause = back_off(self.facts.quick_deaths);
                 self.next_start = Instant::now() + pause;
                 let (reason, restarts) = (&exit.reason, self.facts.restarts + 1);
@@ -496,6 +506,7 @@ impl Keeper {
             (_, true, _) => "stopping",
             (_, _, Some(_)) => "reloading",
             (None, ..) => "backing off",
+            (Some(_), ..) if !self.was_ready => "starting",
             (Some(_), ..) => "running",
         };
         let facts = &self.facts;

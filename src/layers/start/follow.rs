@@ -64,26 +64,30 @@ impl Layers {
         self.following.on.store(on, Ordering::Relaxed);
     }
 
-    /// Takes note of a read of the first `reach` bytes of a span.
+    /// Takes note of a read of the first `reach` bytes of a span. Gives what is worth doing ahead
+    /// once that read is served: the first one of a start should find the disk idle.
     pub(in crate::layers) fn note_start(
         &self,
         layer: &OpenLayer,
         span: u32,
         reach: usize,
         sink: &mut dyn Sink,
-    ) {
+    ) -> Option<Ahead> {
         if !self.following.on.load(Ordering::Relaxed) {
-            return;
+            return None;
         }
         let slot = layer.index.slot();
         let reach = u32::try_from(reach).unwrap_or(u32::MAX);
         let note = layer.starts.note(span, reach, Instant::now());
+        let wish = note.follow.then_some(Ahead::Start { layer: slot });
         if note.began {
             self.following.began(slot);
+            return wish;
         }
-        if note.follow {
-            sink.ahead(Ahead::Start { layer: slot });
+        if let Some(wish) = wish {
+            sink.ahead(wish);
         }
+        None
     }
 
     /// Decodes the next span on the course of a layer's last start.

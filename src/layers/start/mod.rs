@@ -49,7 +49,7 @@ const REST: Duration = Duration::from_secs(60);
 const FAR: usize = 16;
 
 /// Compressed bytes that the kernel is told of before they are read: of so many steps.
-const TOLD: usize = 4;
+const TOLD: usize = 2;
 
 /// The starts of one layer.
 #[derive(Debug)]

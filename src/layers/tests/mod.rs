@@ -182,3 +182,43 @@ fn what_is_removed_is_gone() {
     let missing = layers.build_tree(&[diff_id], slot(3)).expect_err("no index");
     assert!(matches!(missing, LayersError::Missing(_)), "{missing}");
 }
+
+/// Lets a file look as if an older version had made it.
+fn age(path: &Path) {
+    let mut bytes = fs::read(path).expect("read");
+    bytes[16..20].copy_from_slice(&1u32.to_le_bytes());
+    let checksum = blake3::hash(&bytes[..96]);
+    bytes[96..128].copy_from_slice(checksum.as_bytes());
+    fs::remove_file(path).expect("remove");
+    fs::write(path, bytes).expect("write");
+}
+
+#[test]
+fn files_of_an_older_version_are_served_until_they_are_made_anew() {
+    let fixture = Fixture::new();
+    let root = fixture.root.path();
+    let diff_id = {
+        let layers = fixture.open().expect("open");
+        let diff_id = fixture.install(&layers, "file", b"body", 1);
+        let tree = layers.build_tree(&[diff_id], slot(2)).expect("tree");
+        assert!(layers.layer_is_current(&diff_id) && layers.tree_is_current(&tree));
+        diff_id
+    };
+    let chain = peel_index::chain_id(&[diff_id]);
+    age(&root.join("layers").join(file_name(&diff_id)));
+    age(&root.join("trees").join(tree_name(chain)));
+
+    let layers = fixture.open().expect("open");
+    assert!(!layers.layer_is_current(&diff_id));
+    let old = layers.tree_by_chain_id(chain).expect("opens").expect("is there");
+    assert!(!layers.tree_is_current(&old));
+    assert_eq!(read(&layers, slot(2), "file").expect("served as it is"), b"body");
+
+    fixture.install(&layers, "file", b"body", 3);
+    assert!(layers.layer_is_current(&diff_id));
+    assert!(!layers.tree_is_current(&old), "made of the index in slot 1");
+    let new = layers.build_tree(&[diff_id], slot(4)).expect("tree");
+    assert!(layers.tree_is_current(&new));
+    assert_eq!(new.slot(), slot(4), "not the slot of another numbering");
+    assert_eq!(read(&layers, slot(4), "file").expect("served"), b"body");
+}

@@ -447,7 +447,7 @@ fn layer_of(entries: &[TarEntry]) -> Result<Layer, BuildError> {
         blob: raw,
         diff_id: raw,
     };
-    let sealed = encode::seal(tree.arena, meta, &decoded.spans, decoded.windows)?;
+    let sealed = encode::seal(tree.arena, meta, decoded)?;
     Ok(open_layer(sealed.encode(slot(1))).expect("valid"))
 }
 
