@@ -8,7 +8,7 @@ use peel_index::Digest;
 use serde_json::json;
 use support::{
     Peel, can_mount,
-    containerd::{Containerd, Snapshots, channel, has_containerd},
+    containerd::{Containerd, Snapshots, has_containerd},
     cri::Cri,
     eventually,
     image::{Layer, Layout, busybox},
@@ -314,5 +314,4 @@ async fn a_layer_that_cannot_be_had_is_left_to_containerd() {
     }
     let all = own.list(&[]).await.expect("list");
     assert_eq!(all.len(), before + 1, "{all:?}");
-    drop(channel(&socket).await);
 }

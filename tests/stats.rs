@@ -2,13 +2,18 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::Path,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{
     Peel, can_mount, eventually,
     image::{Layer, Layout, noise},
+    run,
 };
 
 /// Sixty directories of twenty small files and a symlink each, in two layers.
@@ -174,4 +179,45 @@ fn a_second_walk_below_an_overlay_sends_no_request_but_for_attributes() {
     fs::write(peel.path("m/d3/new"), "in a directory that is merged by now").expect("write");
     fs::remove_file(peel.path("m/d4/f1")).expect("remove");
     warm_walk_is_silent(&peel, &peel.path("m"), &["getxattr"]);
+}
+
+#[test]
+fn prometheus_over_http() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = free.local_addr().expect("address");
+    drop(free);
+    let start = |metrics: &str| run(peel.command().env("PEEL_METRICS", metrics).arg("images"));
+    start(&address.to_string()).ok();
+    let ask = |request: &str| {
+        let mut stream = std::net::TcpStream::connect(address).ok()?;
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    };
+    eventually("the statistics are served", || ask("GET /metrics").is_some());
+    let answer = ask("GET /metrics").expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(body.contains("\npeel_images 0\n"), "{body}");
+    let printed = peel.peel(["stats", "--prometheus"]).ok();
+    let names = |text: &str| {
+        let lines = text.lines().filter(|line| line.starts_with("# TYPE "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(names(body), names(&printed), "the same, printed");
+    for (request, status) in [("GET /", "404"), ("POST /metrics", "405"), ("nonsense", "400")] {
+        let answer = ask(request).expect("an answer");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {answer}");
+    }
+    let mut daemon = peel.command();
+    let failed = run(daemon.args(["daemon", "--metrics", "0.0.0.0:9750"]));
+    assert_eq!(failed.code, Some(2), "{failed:?}");
+    assert!(failed.stderr.contains("loopback"), "{failed:?}");
 }

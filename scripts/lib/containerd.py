@@ -29,15 +29,17 @@ class Refused(Exception):
 class Containerd:
     """A running daemon; `folder` has its state, `store` is where it unpacks."""
 
-    def __init__(self, folder, store):
+    def __init__(self, folder, store, cri=None):
         self.folder = folder
         self.store = store
+        # The snapshotter that CRI uses, and the socket of peel's daemon
+        self.cri = cri
         self.socket = folder / "containerd.sock"
         self.server = None
 
     def __enter__(self):
         config = self.folder / "config.toml"
-        plugins = ["grpc.v1.cri", "snapshotter.v1.aufs", "snapshotter.v1.btrfs", "snapshotter.v1.devmapper",
+        plugins = [*([] if self.cri else ["grpc.v1.cri"]), "snapshotter.v1.aufs", "snapshotter.v1.btrfs", "snapshotter.v1.devmapper",
                    "snapshotter.v1.native", "snapshotter.v1.zfs", "internal.v1.opt", "tracing.processor.v1.otlp"]
         config.write_text(
             "version = 2\n"
@@ -45,6 +47,7 @@ class Containerd:
             f"disabled_plugins = {json.dumps(['io.containerd.' + name for name in plugins])}\n"
             f"[grpc]\naddress = {json.dumps(str(self.socket))}\n"
             f"[ttrpc]\naddress = {json.dumps(str(self.folder / 'ttrpc.sock'))}\n"
+            f"{self.for_cri()}"
         )
         with open(self.folder / "containerd.log", "wb") as log:
             try:
@@ -63,6 +66,17 @@ class Containerd:
                     log = (self.folder / "containerd.log").read_text(errors="replace")[-2000:]
                     raise Failure(f"containerd does not answer: {failure}\n{log}") from failure
                 time.sleep(0.05)
+
+    def for_cri(self):
+        """The part of the configuration with peel and CRI, if that is wanted."""
+        if not self.cri:
+            return ""
+        snapshotter, socket = self.cri
+        return (
+            f"[proxy_plugins.peel]\ntype = \"snapshot\"\naddress = {json.dumps(str(socket))}\n"
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n"
+            f"snapshotter = {json.dumps(snapshotter)}\ndisable_snapshot_annotations = false\n"
+        )
 
     def __exit__(self, *_):
         self.server.terminate()

@@ -233,6 +233,22 @@ pub(super) struct NetworkArgs {
         help_heading = "Network"
     )]
     pub stall_timeout: Option<u64>,
+    /// Serve statistics for Prometheus over HTTP, at /metrics of this loopback address
+    #[arg(
+        long,
+        env = "PEEL_METRICS",
+        value_name = "ADDRESS:PORT",
+        value_parser = loopback,
+        help_heading = "Network"
+    )]
+    pub metrics: Option<std::net::SocketAddr>,
+}
+
+fn loopback(text: &str) -> Result<std::net::SocketAddr, String> {
+    let address: std::net::SocketAddr =
+        text.parse().map_err(|_| "expected an address and a port, as in 127.0.0.1:9750")?;
+    let is_loopback = address.ip().is_loopback();
+    is_loopback.then_some(address).ok_or_else(|| "not an address of the loopback interface".into())
 }
 
 impl NetworkArgs {
@@ -253,7 +269,8 @@ impl NetworkArgs {
         let hosts = self.hosts_dir.clone().map(|dirs| ["--hosts-dir".into(), dirs]);
         let bandwidth = self.bandwidth.map(|b| ["--bandwidth".into(), b.to_string().into()]);
         let stall = self.stall_timeout.map(|s| ["--stall-timeout".into(), s.to_string().into()]);
-        hosts.into_iter().chain(bandwidth).chain(stall).flatten().collect()
+        let metrics = self.metrics.map(|m| ["--metrics".into(), m.to_string().into()]);
+        hosts.into_iter().chain(bandwidth).chain(stall).chain(metrics).flatten().collect()
     }
 }
 

@@ -67,6 +67,7 @@ impl Context {
             background,
             patience: std::time::Duration::from_secs(watchdog),
             network: network.options(),
+            metrics: network.metrics,
             network_args: network.arguments(),
         }
     }

@@ -20,7 +20,9 @@ use std::{
 use peel_index::{Digest, Tree};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockReadGuard};
 
-use super::{clients::Clients, remote::RemoteImages, slots::Slots, transfer::Questions};
+use super::{
+    clients::Clients, counters::Counters, remote::RemoteImages, slots::Slots, transfer::Questions,
+};
 use crate::{
     content::ContentStore,
     failure::{Class, Failure, chain},
@@ -47,6 +49,7 @@ pub(super) struct Engine {
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) snapshotter: Snapshotter,
     pub(super) remote: RemoteImages,
+    pub(super) counters: Counters,
     pub(super) images: Images,
     pub(super) boot_id: String,
     pub(super) clients: Clients,
@@ -136,6 +139,7 @@ impl Engine {
             snapshots,
             snapshotter,
             remote: RemoteImages::default(),
+            counters: Counters::default(),
             paths,
             content,
             layers,

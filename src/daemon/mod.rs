@@ -20,12 +20,14 @@ pub mod worker;
 
 mod clients;
 mod convert;
+mod counters;
 mod engine;
 mod estate;
 mod heir;
 mod listen;
 mod live;
 mod mender;
+mod metrics;
 mod mounts;
 mod notify;
 mod remote;

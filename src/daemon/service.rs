@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{self, peel_server::Peel},
     failure::{Class, Failure},
+    stats::Stats,
 };
 
 pub(super) struct Service {
@@ -51,6 +52,16 @@ impl Service {
             }
         }
     }
+
+    /// All statistics as of now.
+    pub(super) async fn collect(&self) -> Result<Stats, Status> {
+        let (restarts, started_at_ns) = (self.restarts, self.started_at_ns);
+        let fuse = Arc::clone(&self.fuse);
+        let collected = self.blocking(move |engine| {
+            stats::collect(engine, fuse.snapshot(), restarts, started_at_ns)
+        });
+        Ok(collected.await?.into_inner())
+    }
 }
 
 #[tonic::async_trait]
@@ -78,12 +89,7 @@ impl Peel for Service {
     }
 
     async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
-        let (restarts, started_at_ns) = (self.restarts, self.started_at_ns);
-        let fuse = Arc::clone(&self.fuse);
-        self.blocking(move |engine| {
-            Ok(stats::collect(engine, fuse.snapshot(), restarts, started_at_ns)?.into())
-        })
-        .await
+        Ok(Response::new(self.collect().await?.into()))
     }
 
     async fn stop(&self, request: Request<api::StopRequest>) -> Answer<api::StopResponse> {

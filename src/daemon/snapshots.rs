@@ -109,8 +109,15 @@ impl SnapshotsService {
         }
         let Some(wanted) = Wanted::of(labels) else { return false };
         match self.fetch(parent, wanted, labels).await {
-            Ok(added) => added,
+            Ok(added) => {
+                let counters = &self.engine.counters;
+                let counter =
+                    if added { &counters.layers_taken } else { &counters.layers_declined };
+                counter.add();
+                added
+            }
             Err(error) => {
+                self.engine.counters.layers_declined.add();
                 tracing::warn!(target, %error, "cannot index a layer; containerd unpacks it");
                 false
             }

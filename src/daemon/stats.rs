@@ -30,6 +30,8 @@ struct Sources {
     images: u64,
     mounts: u64,
     snapshots: u64,
+    pulls: [(&'static str, u64); 2],
+    containerd_layers: [(&'static str, u64); 2],
 }
 
 impl Sources {
@@ -326,6 +328,26 @@ const TABLE: &[Row] = &[
     ),
     Row(
         Definition {
+            name: "pulls",
+            unit: Count,
+            behaviour: Counter,
+            labels: &["result"],
+            help: "Pulls of images by peel's own commands",
+        },
+        |s| labelled(s.pulls.into_iter()),
+    ),
+    Row(
+        Definition {
+            name: "containerd_layers",
+            unit: Count,
+            behaviour: Counter,
+            labels: &["result"],
+            help: "Layers that containerd asked for: indexed instead of unpacked, or left to it",
+        },
+        |s| labelled(s.containerd_layers.into_iter()),
+    ),
+    Row(
+        Definition {
             name: "memory",
             unit: Bytes,
             behaviour: Gauge,
@@ -446,6 +468,14 @@ pub(super) fn collect(
         images: engine.metadata.images()?.len() as u64,
         mounts: engine.live_mounts()?.iter().filter(|(_, live)| *live).count() as u64,
         snapshots: engine.metadata.snapshots()?.len() as u64,
+        pulls: [
+            ("good", engine.counters.pulls.value()),
+            ("failed", engine.counters.pulls_failed.value()),
+        ],
+        containerd_layers: [
+            ("indexed", engine.counters.layers_taken.value()),
+            ("declined", engine.counters.layers_declined.value()),
+        ],
     };
     Ok(Stats {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -478,6 +508,8 @@ mod tests {
             images: 2,
             mounts: 3,
             snapshots: 4,
+            pulls: [("good", 5), ("failed", 6)],
+            containerd_layers: [("indexed", 7), ("declined", 8)],
         }
     }
 
@@ -496,6 +528,19 @@ mod tests {
             }
             assert!(keys.insert(key.clone()), "{key} twice");
         }
+    }
+
+    #[test]
+    fn the_document_lists_all() {
+        let rows = families(&sources()).into_iter().map(|family| {
+            let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+            let kind = format!("{:?}", family.behaviour).to_lowercase();
+            let (name, help) = (family.prometheus_name(), &family.help);
+            format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "))
+        });
+        let expected: String = rows.collect();
+        let document = include_str!("CONTAINERD.md");
+        assert!(document.contains(&expected), "expected in CONTAINERD.md:\n{expected}");
     }
 
     #[test]

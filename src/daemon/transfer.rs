@@ -127,10 +127,12 @@ pub(super) fn pull(engine: Arc<Engine>, request: api::PullRequest) -> EventStrea
         };
         match engine.images.pull(options, events, cancel).await {
             Ok(image) => {
+                engine.counters.pulls.add();
                 tracing::info!(image = %image.name, digest = %image.target.digest, "pulled");
                 Ok(Event::Done(convert::image(&image)))
             }
             Err(failure) => {
+                engine.counters.pulls_failed.add();
                 tracing::error!(%reference, error = %failure, "pull failed");
                 Err(failure)
             }

@@ -34,6 +34,7 @@ use super::{
     keeper,
     listen::{CONNECTIONS, connections},
     mender::EngineMender,
+    metrics,
     service::Service,
     snapshots::SnapshotsService,
 };
@@ -113,7 +114,7 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         .map_err(|e| Failure::new(Class::Other, format!("bad handshake from the keeper: {e}")))?;
     let (paths, span_cache) = (options.paths.clone(), options.span_cache);
     let follow_starts = options.follow_starts;
-    let network = options.network.clone();
+    let (network, metrics_address) = (options.network.clone(), options.metrics);
     let keeper = Keeper::watch(options, estate, &facts, line).map_err(no_estate)?;
 
     super::engine::check_layout(paths.root())?;
@@ -139,14 +140,17 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         .map_err(|e| Failure::io(&e, format!("cannot start: {e}")))?;
     EngineMender::install(&engine, runtime.handle().clone());
     let stop = Arc::new(Notify::new());
-    let service = Service {
+    let service = Arc::new(Service {
         engine: Arc::clone(&engine),
         stop: Arc::clone(&stop),
         keeper: Arc::clone(&keeper),
         restarts: facts.restarts,
         started_at_ns,
         fuse: metrics,
-    };
+    });
+    if let Some(address) = metrics_address {
+        runtime.spawn(metrics::serve(address, Arc::clone(&service)));
+    }
     tracing::info!(pid = std::process::id(), restarts = facts.restarts, "worker serves");
     keeper.tell(Word::Ready);
     let served = runtime.block_on(answer(listener, service, Arc::clone(&engine), stop));
@@ -221,7 +225,7 @@ enum Ended {
 
 async fn answer(
     listener: UnixListener,
-    service: Service,
+    service: Arc<Service>,
     engine: Arc<Engine>,
     stop: Arc<Notify>,
 ) -> Result<Ended, Failure> {
@@ -257,7 +261,7 @@ async fn answer(
     let (drained, draining) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
-        .add_service(PeelServer::new(service))
+        .add_service(PeelServer::from_arc(service))
         .add_service(SnapshotsServer::new(snapshots))
         .serve_with_incoming_shutdown(incoming, async move {
             stopped.await;

@@ -8,13 +8,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use hyper_util::rt::TokioIo;
 use peel::api::containerd::services::snapshots::v1::{
     self as wire, snapshots_client::SnapshotsClient,
 };
 use tonic::{Request, Status, transport::Channel};
 
-use super::{Peel, Ran, eventually, has_tool, run};
+use super::{Peel, Ran, cri::channel, eventually, has_tool, run};
 
 /// Whether containerd and what it needs are there.
 pub fn has_containerd() -> bool {
@@ -110,17 +109,6 @@ impl Drop for Containerd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A channel to a daemon's socket.
-pub async fn channel(socket: &Path) -> Channel {
-    let socket = socket.to_owned();
-    let connect = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let endpoint = tonic::transport::Endpoint::from_static("http://local");
-    endpoint.connect_with_connector(connect).await.expect("connect")
 }
 
 /// A snapshots service: peel's own, or containerd's in front of it.

@@ -4,9 +4,21 @@
 
 use std::path::Path;
 
+use hyper_util::rt::TokioIo;
 use prost::Message;
 use tonic::{Request, Status, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
+
+/// A channel to a daemon's socket.
+pub async fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connect = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = tonic::transport::Endpoint::from_static("http://local");
+    endpoint.connect_with_connector(connect).await.expect("connect")
+}
 
 /// The socket's services.
 pub struct Cri(tonic::client::Grpc<Channel>);
@@ -100,7 +112,7 @@ pub struct Empty {}
 
 impl Cri {
     pub async fn connect(socket: &Path) -> Self {
-        Self(tonic::client::Grpc::new(super::containerd::channel(socket).await))
+        Self(tonic::client::Grpc::new(channel(socket).await))
     }
 
     async fn call<I, O>(&mut self, method: &'static str, message: I) -> Result<O, Status>

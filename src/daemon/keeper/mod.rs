@@ -20,6 +20,7 @@ mod watch;
 use std::{
     ffi::OsString,
     io,
+    net::SocketAddr,
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -79,7 +80,10 @@ pub struct Options {
     pub patience: Duration,
     /// How registries are reached.
     pub network: RegistryOptions,
-    /// The same, as arguments of the daemon's processes.
+    /// Where statistics are served over HTTP.
+    pub metrics: Option<SocketAddr>,
+    /// How registries are reached and statistics are served, as arguments of the daemon's
+    /// processes.
     pub network_args: Vec<OsString>,
 }
 
