@@ -90,6 +90,8 @@ fn ctr_pulls_runs_commits_and_removes() {
         ctr(&["tasks", "exec", "--exec-id", "e", "second", "/bin/sh", "-c", command])
     };
     eventually("the container has written", || exec("cat /data/*").contains("before"));
+    let stop = peel.peel(["daemon", "stop"]).fails(4);
+    assert!(stop.contains("is not peel's mount"), "{stop}");
     for round in 0..3 {
         kill_worker(&peel);
         fs::write("/proc/sys/vm/drop_caches", "3").expect("drop caches");
@@ -204,10 +206,12 @@ async fn layers_that_peel_fetches_itself() {
     for namespace in ["k8s.io", "other"] {
         let mut snapshots = Snapshots::connect(&containerd.socket(), namespace).await;
         for chain in image.chains.iter().rev() {
-            snapshots.remove(chain).await.expect("remove");
+            // Nothing holds them there: containerd's GC may have been faster
+            if let Err(error) = snapshots.remove(chain).await {
+                assert_eq!(error.code(), Code::NotFound, "{error}");
+            }
         }
     }
-    // containerd's GC is what removes them here
     containerd.ctr(&["content", "prune", "references"]);
     eventually("peel has forgotten the layers", || {
         let listed = containerd.ctr(&["-n", "k8s.io", "snapshots", "--snapshotter", "peel", "ls"]);

@@ -398,7 +398,9 @@ fn what_went_bad_on_the_disk_is_fetched_again() {
     image.is_whole(&proxy);
     let ranges: Vec<_> =
         proxy.seen().iter().filter(|r| r.path.ends_with(&image.large)).map(Request::from).collect();
-    assert_eq!(ranges, [None, Some(3_000_000), None]);
+    // The flipped bit may be noticed before the rest is asked for
+    let noticed_late = [None, Some(3_000_000), None];
+    assert!(ranges == noticed_late || ranges == [None, None], "{ranges:?}");
 }
 
 #[test]

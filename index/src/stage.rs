@@ -194,8 +194,12 @@ impl Crew {
     }
 
     fn add(&self, weight: usize) {
+        lock(&self.line).weight += weight;
+    }
+
+    /// Wakes the helper where it sleeps and enough waits.
+    fn wake(&self) {
         let mut line = lock(&self.line);
-        line.weight += weight;
         if line.helper_sleeps && line.weight >= ENOUGH {
             line.helper_sleeps = false;
             drop(line);
@@ -268,13 +272,17 @@ impl<W: Work> Station<W> {
                 self.crew.wait_past(seen);
             }
         }
+        // Before anybody can do the job, and take its weight off again
+        self.crew.add(weight);
         let mut queue = lock(&self.queue);
         if queue.fate.is_some() {
+            drop(queue);
+            self.crew.finish(weight);
             return Err(Lost);
         }
         queue.jobs.push_back(job);
         drop(queue);
-        self.crew.add(weight);
+        self.crew.wake();
         Ok(())
     }
 

@@ -4,8 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::containerd::ContainerdCommand;
-use crate::registry::RegistryOptions;
+pub(super) use super::{
+    archive::{ExportArgs, ImportArgs},
+    containerd::ContainerdCommand,
+    look::FsCommand,
+    make::{CommitArgs, ConvertArgs, DiffArgs},
+    meta::{ContentCommand, MetadataCommand},
+    network::NetworkArgs,
+    processes::{DaemonArgs, DaemonCommand, RoleArgs},
+    store::PruneArgs,
+};
 
 /// Mounts container images without unpacking them.
 #[derive(Debug, Parser)]
@@ -80,6 +88,100 @@ pub(super) enum Command {
         /// The image
         #[arg(value_name = "REF")]
         reference: String,
+        /// Whose words it is told in
+        #[arg(long, value_enum, default_value_t = InspectFormat::Peel)]
+        format: InspectFormat,
+    },
+    /// Give an image a further name
+    Tag {
+        /// The image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// The name; one that stands for another image changes sides
+        #[arg(value_name = "TARGET")]
+        target: String,
+    },
+    /// Show how an image was built
+    History {
+        /// The image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// Do not cut long commands
+        #[arg(long)]
+        no_trunc: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether images are complete, and what is missing
+    Check {
+        /// The images [default: all]
+        #[arg(value_name = "REF")]
+        references: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take images from an archive or an image layout
+    #[command(visible_alias = "load")]
+    Import(ImportArgs),
+    /// Write images to an archive or an image layout
+    #[command(visible_alias = "save")]
+    Export(ExportArgs),
+    /// Make an image of what was written to a snapshot
+    Commit(CommitArgs),
+    /// Make an image of another's layers, compressed otherwise
+    Convert(ConvertArgs),
+    /// Show what was written to a snapshot, or how two images differ
+    Diff(DiffArgs),
+    /// Show what uses the disk
+    Df(Json),
+    /// Remove images that nobody uses, and everything that nothing names
+    Prune(PruneArgs),
+    /// Set labels of an image, or show them
+    Label {
+        /// The image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// KEY=VALUE sets, KEY= takes away
+        #[arg(value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+    },
+    /// Keep images from being removed to make room
+    Pin {
+        /// The images
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+    },
+    /// Let images be removed to make room
+    Unpin {
+        /// The images
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+    },
+    /// Remove what nothing names: blobs, indexes, trees, leases that have ended
+    Gc {
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look into an image without mounting it
+    #[command(subcommand)]
+    Fs(FsCommand),
+    /// Say which layer a file comes from, and where in it
+    Which {
+        /// The image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// The file
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Check everything at rest, and mend it: fetch again, or build again
     Scrub(ScrubArgs),
@@ -118,6 +220,33 @@ pub(super) enum Command {
     },
     /// Show the version
     Version(Json),
+    /// Look at blobs, put some in, or take some out
+    #[command(subcommand)]
+    Content(ContentCommand),
+    /// Look at all records, or put others in their place
+    #[command(subcommand)]
+    Metadata(MetadataCommand),
+    /// Print what a shell completes this command's words with
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write those of all commands
+    Man {
+        /// Directory for the pages of all commands
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// In whose words an image is described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum InspectFormat {
+    /// peel's own
+    Peel,
+    /// As docker inspect has it
+    Docker,
 }
 
 /// `peel stats`.
@@ -208,87 +337,6 @@ pub(super) struct LoginArgs {
     pub network: NetworkArgs,
 }
 
-/// How registries are reached: options of the daemon, and of login.
-#[derive(Debug, Clone, Args)]
-pub(super) struct NetworkArgs {
-    /// Directories of hosts.toml files, separated by colons [default: certs.d in /etc/peel,
-    /// /etc/containerd, /etc/docker]
-    #[arg(long, env = "PEEL_HOSTS_DIR", value_name = "DIRS", help_heading = "Network")]
-    pub hosts_dir: Option<std::ffi::OsString>,
-    /// Most bytes a second in each direction, all transfers together; with k, M or G
-    #[arg(
-        long,
-        env = "PEEL_BANDWIDTH",
-        value_name = "BYTES",
-        value_parser = bandwidth,
-        help_heading = "Network"
-    )]
-    pub bandwidth: Option<std::num::NonZeroU64>,
-    /// Seconds without a byte after which a transfer is taken up anew [default: 30]
-    #[arg(
-        long,
-        env = "PEEL_STALL_TIMEOUT",
-        value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=3600),
-        help_heading = "Network"
-    )]
-    pub stall_timeout: Option<u64>,
-    /// Serve statistics for Prometheus over HTTP, at /metrics of this loopback address
-    #[arg(
-        long,
-        env = "PEEL_METRICS",
-        value_name = "ADDRESS:PORT",
-        value_parser = loopback,
-        help_heading = "Network"
-    )]
-    pub metrics: Option<std::net::SocketAddr>,
-}
-
-fn loopback(text: &str) -> Result<std::net::SocketAddr, String> {
-    let address: std::net::SocketAddr =
-        text.parse().map_err(|_| "expected an address and a port, as in 127.0.0.1:9750")?;
-    let is_loopback = address.ip().is_loopback();
-    is_loopback.then_some(address).ok_or_else(|| "not an address of the loopback interface".into())
-}
-
-impl NetworkArgs {
-    /// The same for a registry client.
-    pub(super) fn options(&self) -> RegistryOptions {
-        let mut options = RegistryOptions { bandwidth: self.bandwidth, ..Default::default() };
-        if let Some(dirs) = &self.hosts_dir {
-            options.hosts_dirs = std::env::split_paths(dirs).collect();
-        }
-        if let Some(seconds) = self.stall_timeout {
-            options.idle_timeout = std::time::Duration::from_secs(seconds);
-        }
-        options
-    }
-
-    /// The same on a command line.
-    pub(super) fn arguments(&self) -> Vec<std::ffi::OsString> {
-        let hosts = self.hosts_dir.clone().map(|dirs| ["--hosts-dir".into(), dirs]);
-        let bandwidth = self.bandwidth.map(|b| ["--bandwidth".into(), b.to_string().into()]);
-        let stall = self.stall_timeout.map(|s| ["--stall-timeout".into(), s.to_string().into()]);
-        let metrics = self.metrics.map(|m| ["--metrics".into(), m.to_string().into()]);
-        hosts.into_iter().chain(bandwidth).chain(stall).chain(metrics).flatten().collect()
-    }
-}
-
-/// A number of bytes, with k, M or G for thousands.
-fn bandwidth(text: &str) -> Result<std::num::NonZeroU64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" => 1,
-        "k" | "K" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        _ => return Err("expected bytes a second, as in 500k, 20M or 1G".to_owned()),
-    };
-    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
-    let number = number.and_then(std::num::NonZeroU64::new);
-    number.ok_or_else(|| "expected bytes a second, above zero".to_owned())
-}
-
 /// `peel mount`.
 #[derive(Debug, Args)]
 pub(super) struct MountArgs {
@@ -313,6 +361,9 @@ pub(super) struct MountArgs {
     /// Platform to pull where the image is missing
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
+    /// Only the first so many layers
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub layers: Option<u32>,
 }
 
 /// `peel umount`.
@@ -451,82 +502,6 @@ pub(super) struct RunArgs {
     pub command: Vec<String>,
 }
 
-/// `peel daemon`.
-#[derive(Debug, Args)]
-pub(super) struct DaemonArgs {
-    /// What to do with it.
-    #[command(subcommand)]
-    pub command: Option<DaemonCommand>,
-    /// Memory for decoded file content: bytes, or with K, M or G [default: 64M]
-    #[arg(long, env = "PEEL_SPAN_CACHE", value_name = "SIZE", value_parser = parse_size)]
-    pub span_cache: Option<u64>,
-    /// Do not note what is read when a layer comes into use, to decode it ahead the next time
-    #[arg(long, env = "PEEL_NO_FOLLOW_STARTS", value_parser = clap::builder::FalseyValueParser::new())]
-    pub no_follow_starts: bool,
-    /// Started by a command: log to the file alone, and leave the caller's mount namespace
-    #[arg(long, hide = true)]
-    pub background: bool,
-    /// Kill a worker that answers nothing for so long while it is asked; 0: never
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub watchdog: u64,
-    /// How registries are reached.
-    #[command(flatten)]
-    pub network: NetworkArgs,
-}
-
-/// Subcommands of `peel daemon`.
-#[derive(Debug, Subcommand)]
-pub(super) enum DaemonCommand {
-    /// End the daemon; what is mounted but idle is unmounted
-    Stop {
-        /// Detach mounts that are in use as well
-        #[arg(short, long)]
-        force: bool,
-    },
-    /// Put the program as it is installed now in the place of the one that runs; nobody who reads
-    /// notices
-    Reload,
-    /// The worker process; the keeper starts it
-    #[command(hide = true)]
-    Worker(RoleArgs),
-    /// The next keeper; its predecessor or the worker starts it
-    #[command(hide = true)]
-    Keeper(RoleArgs),
-}
-
-/// What a process of the daemon's is told by the one that starts it; the rest comes over its
-/// standard input.
-#[derive(Debug, Args)]
-pub(super) struct RoleArgs {
-    /// Log to the file alone
-    #[arg(long)]
-    pub background: bool,
-    /// Bound of the span cache in bytes
-    #[arg(long)]
-    pub span_cache: u64,
-    /// Starts are not followed
-    #[arg(long)]
-    pub no_follow_starts: bool,
-    /// How registries are reached.
-    #[command(flatten)]
-    pub network: NetworkArgs,
-}
-
-/// Bytes, from a number with or without a binary unit: `65536`, `64K`, `64MiB`, `1G`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        _ => return Err(format!("unknown unit: {unit}; there are K, M and G")),
-    };
-    let number: u64 = number.parse().map_err(|_| "expected a number, as in 64M".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -536,25 +511,6 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn network_options_come_through() {
-        let line = "peel daemon --hosts-dir /a:/b --bandwidth 20M --stall-timeout 5";
-        let cli = Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
-        let Ok(Command::Daemon(args)) = cli else { panic!("daemon") };
-        let options = args.network.options();
-        assert_eq!(options.hosts_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
-        assert_eq!(options.bandwidth.map(std::num::NonZeroU64::get), Some(20_000_000));
-        assert_eq!(options.idle_timeout.as_secs(), 5);
-        let passed_on = args.network.arguments().join(" ".as_ref());
-        assert_eq!(passed_on, "--hosts-dir /a:/b --bandwidth 20000000 --stall-timeout 5");
-        for (text, expected) in
-            [("1", Some(1)), ("5k", Some(5_000)), ("0", None), ("x", None), ("99999999999G", None)]
-        {
-            let found = bandwidth(text).ok().map(std::num::NonZeroU64::get);
-            assert_eq!(found, expected, "{text}");
-        }
     }
 
     #[test]
@@ -578,29 +534,5 @@ mod tests {
         let Ok(Command::Run(run)) = cli.map(|cli| cli.command) else { panic!("run") };
         assert!(run.interactive && run.tty && run.rm);
         assert_eq!(run.command, ["ls", "-l", "--rm"]);
-    }
-
-    #[test]
-    fn sizes() {
-        let table = [
-            ("0", Some(0)),
-            ("65536", Some(65536)),
-            ("64k", Some(64 << 10)),
-            ("64M", Some(64 << 20)),
-            ("64MiB", Some(64 << 20)),
-            ("2G", Some(2 << 30)),
-            ("12B", Some(12)),
-            ("17179869184G", None),
-            ("99999999999999999999", None),
-            ("M", None),
-            ("", None),
-            ("-1", None),
-            ("1.5G", None),
-            ("64 M", None),
-            ("64T", None),
-        ];
-        for (text, expected) in table {
-            assert_eq!(parse_size(text).ok(), expected, "{text}");
-        }
     }
 }

@@ -87,6 +87,7 @@ async fn make(
         dev: true,
         created_target: true,
         bundle_dir: path_bytes(dir.path()),
+        layers: 0,
     };
     let mounted = Mounted::make(client, prepare, rootfs.path()).await?;
     let config = dir.path().join("config.json");

@@ -112,7 +112,7 @@ pub(super) async fn ensure(
     reference: &str,
     platform: Option<String>,
 ) -> Result<(), Failure> {
-    let request = api::InspectImageRequest { reference: reference.to_owned() };
+    let request = api::InspectImageRequest { reference: reference.to_owned(), docker: false };
     match client.inspect_image(request).await.map_err(Failure::from) {
         Ok(answer) => {
             let image = answer.into_inner().image.ok_or_else(|| incomplete("the image"))?;
@@ -191,8 +191,12 @@ pub(super) async fn remove(context: &Context, references: Vec<String>) -> Result
     .await
 }
 
-pub(super) async fn inspect(context: &Context, reference: String) -> Result<(), Failure> {
-    let request = api::InspectImageRequest { reference: name_or_digest(&reference)? };
+pub(super) async fn inspect(
+    context: &Context,
+    reference: String,
+    docker: bool,
+) -> Result<(), Failure> {
+    let request = api::InspectImageRequest { reference: name_or_digest(&reference)?, docker };
     let answer = context.connect().await?.inspect_image(request).await?.into_inner();
     print(&format!("{}\n", answer.json))
 }

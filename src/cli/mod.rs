@@ -1,17 +1,25 @@
 //! The command line: parses, asks the daemon, prints. Data goes to standard output, all else to
 //! standard error.
 
+mod archive;
 mod args;
 mod bundle;
 mod containerd;
+mod copy;
 mod images;
+mod look;
+mod make;
+mod meta;
 mod mount;
+mod network;
 mod output;
+mod processes;
 mod progress;
 mod registry;
 mod scrub;
 mod service;
 mod stats;
+mod store;
 
 use std::process::ExitCode;
 
@@ -24,7 +32,10 @@ use crate::{
     layers::SPAN_CACHE_BYTES,
     paths::Paths,
 };
-use args::{BundleSubcommand, Cli, Command, DaemonCommand, Global, NetworkArgs, RoleArgs};
+use args::{
+    BundleSubcommand, Cli, Command, DaemonArgs, DaemonCommand, Global, InspectFormat, NetworkArgs,
+    RoleArgs,
+};
 
 /// Parses the process's arguments and runs them.
 pub fn main() -> ExitCode {
@@ -58,7 +69,12 @@ impl Context {
         span_cache: u64,
         watchdog: u64,
         network: &NetworkArgs,
+        max_size: Option<u64>,
     ) -> daemon::keeper::Options {
+        let mut further_args = network.arguments();
+        if let Some(bytes) = max_size {
+            further_args.extend(["--max-size".into(), bytes.to_string().into()]);
+        }
         daemon::keeper::Options {
             paths: self.paths,
             log_level: self.start.log_level,
@@ -68,14 +84,16 @@ impl Context {
             patience: std::time::Duration::from_secs(watchdog),
             network: network.options(),
             metrics: network.metrics,
-            network_args: network.arguments(),
+            max_size,
+            further_args,
         }
     }
 
     /// The same for one that another process of the daemon has started.
     fn role(self, role: &RoleArgs) -> daemon::keeper::Options {
         let follow_starts = !role.no_follow_starts;
-        let options = self.process(role.background, role.span_cache, 0, &role.network);
+        let RoleArgs { background, span_cache, ref network, max_size, .. } = *role;
+        let options = self.process(background, span_cache, 0, network, max_size);
         daemon::keeper::Options { follow_starts, ..options }
     }
 
@@ -91,9 +109,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Daemon(args) => match args.command {
             None => {
                 let span_cache = args.span_cache.unwrap_or(SPAN_CACHE_BYTES);
-                let options =
-                    context.process(args.background, span_cache, args.watchdog, &args.network);
                 let follow_starts = !args.no_follow_starts;
+                let DaemonArgs { background, watchdog, network, max_size, .. } = args;
+                let options = context.process(background, span_cache, watchdog, &network, max_size);
                 daemon::keeper::run(&daemon::keeper::Options { follow_starts, ..options })
             }
             Some(DaemonCommand::Worker(role)) => Ok(daemon::worker::run(context.role(&role))),
@@ -130,7 +148,29 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
         Command::Logout { registry } => registry::logout(registry).await,
         Command::Images(json) => images::list(context, json.json).await,
         Command::Rm { references } => images::remove(context, references).await,
-        Command::Inspect { reference } => images::inspect(context, reference).await,
+        Command::Inspect { reference, format } => {
+            images::inspect(context, reference, format == InspectFormat::Docker).await
+        }
+        Command::Tag { reference, target } => store::tag(context, &reference, &target).await,
+        Command::History { reference, no_trunc, json } => {
+            store::history(context, &reference, no_trunc, json).await
+        }
+        Command::Check { references, json } => store::check(context, references, json).await,
+        Command::Import(args) => archive::import(context, args).await,
+        Command::Export(args) => archive::export(context, args).await,
+        Command::Commit(args) => make::commit(context, args).await,
+        Command::Convert(args) => make::convert(context, args).await,
+        Command::Diff(args) => make::diff(context, args).await,
+        Command::Df(json) => store::df(context, json.json).await,
+        Command::Prune(args) => store::prune(context, args).await,
+        Command::Label { reference, labels } => store::label(context, &reference, labels).await,
+        Command::Pin { references } => store::pin(context, references, true).await,
+        Command::Unpin { references } => store::pin(context, references, false).await,
+        Command::Gc { dry_run, json } => look::gc(context, dry_run, json).await,
+        Command::Fs(command) => look::fs(context, command).await,
+        Command::Which { reference, path, json } => {
+            look::which(context, reference, path, json).await
+        }
         Command::Scrub(args) => scrub::scrub(context, args).await,
         Command::Mount(args) => mount::mount(context, args).await,
         Command::Umount(args) => mount::umount(context, args).await,
@@ -149,6 +189,10 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
         Command::Stats(args) => stats::stats(context, args).await,
         Command::Logs { follow, lines } => service::logs(context, follow, lines).await,
         Command::Version(json) => service::version(json.json),
+        Command::Content(command) => meta::content(context, command).await,
+        Command::Metadata(command) => meta::metadata(context, command).await,
+        Command::Completion { shell } => meta::completion(shell),
+        Command::Man { dir } => meta::man(dir),
         Command::Daemon(_) | Command::Run(_) => {
             Err(Failure::new(Class::Other, "not a command of the client"))
         }

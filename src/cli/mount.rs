@@ -38,6 +38,7 @@ pub(super) async fn mount(context: &Context, args: MountArgs) -> Result<(), Fail
         dev: args.dev,
         created_target: target.made,
         bundle_dir: Vec::new(),
+        layers: args.layers.unwrap_or(0),
     };
     let mounted = Mounted::make(&mut client, request, target.path()).await?;
     if let Err(failure) = mounted.confirm(&mut client).await {

@@ -63,8 +63,14 @@ pub(super) fn read_verified(
     max: u64,
 ) -> Result<Vec<u8>, ContentError> {
     let bytes = read_bounded(path, max)?;
+    verify(path, digest, &bytes)?;
+    Ok(bytes)
+}
+
+/// Checks the digest of what was read from `path`.
+pub(super) fn verify(path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), ContentError> {
     let mut hasher = Hasher::new(digest.algorithm());
-    hasher.update(&bytes);
+    hasher.update(bytes);
     let found = hasher.finish();
     if found != *digest {
         return Err(ContentError::Digest {
@@ -73,7 +79,7 @@ pub(super) fn read_verified(
             found: found.into(),
         });
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// The digest of everything in `file`, from where it stands.

@@ -52,9 +52,9 @@ pub struct Ingest {
 }
 
 /// Least bytes that are worth keeping: 1 MiB. Fewer cost less than the question for the rest.
-pub(super) const WORTH_KEEPING: u64 = 1 << 20;
+pub const WORTH_KEEPING: u64 = 1 << 20;
 /// How long what was kept is kept; containerd's leases last as long.
-pub(super) const KEEP_FOR: Duration = Duration::from_secs(24 * 3600);
+const KEEP_FOR: Duration = Duration::from_secs(24 * 3600);
 /// How often a directory is entered that others are just removing.
 const ENTRIES: usize = 16;
 
@@ -66,8 +66,7 @@ impl Ingest {
         expected: Expected,
         resume: bool,
     ) -> Result<Self, ContentError> {
-        // Any text is a key, and no key leaves the directory
-        let dir = root.join("ingest").join(Digest::sha256(key.as_bytes()).hex());
+        let dir = dir_of(root, key);
         let data = dir.join("data");
         let file = enter(&dir, key, expected.size)?;
         // From here on the directory is this ingest's, to be removed again on failure
@@ -228,6 +227,11 @@ impl Ingest {
     }
 }
 
+/// Where the ingest of a key is: any text is a key, and no key leaves the directory.
+pub(super) fn dir_of(root: &Path, key: &str) -> PathBuf {
+    root.join("ingest").join(Digest::sha256(key.as_bytes()).hex())
+}
+
 /// Makes an ingest's directory where there is none, opens its data and locks it.
 fn enter(dir: &Path, key: &str, size: Option<u64>) -> Result<File, ContentError> {
     let data = dir.join("data");
@@ -256,36 +260,62 @@ fn enter(dir: &Path, key: &str, size: Option<u64>) -> Result<File, ContentError>
     Err(ContentError::Busy { key: key.to_owned() })
 }
 
-/// Removes ingests that nobody is writing and that are not worth keeping, or no longer; and whatever
-/// else is there that is not wanted.
-pub(super) fn sweep(
-    root: &Path,
-    is_wanted: impl Fn(&Path) -> Result<bool, ContentError>,
-) -> Result<(), ContentError> {
+/// An ingest that nobody goes on with. Locked, so that nobody does for as long as this lives.
+#[derive(Debug)]
+pub struct DeadIngest {
+    dir: PathBuf,
+    bytes: u64,
+    _lock: Option<File>,
+}
+
+impl DeadIngest {
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes that were written for it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Removes it.
+    pub fn remove(self) -> Result<(), ContentError> {
+        let dir = &self.dir;
+        let removed = if dir.is_dir() { fs::remove_dir_all(dir) } else { fs::remove_file(dir) };
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(ContentError::io("clean up", dir)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Ingests that nobody is writing and that are not worth keeping, or no longer.
+pub(super) fn dead(root: &Path) -> Result<Vec<DeadIngest>, ContentError> {
     let place = root.join("ingest");
     let failed = || ContentError::io("clean up", &place);
+    let mut dead = Vec::new();
     for entry in fs::read_dir(&place).map_err(failed())? {
         let dir = entry.map_err(failed())?.path();
-        let file = match File::open(dir.join("data")) {
+        let lock = match File::open(dir.join("data")) {
             Ok(file) if !try_lock(&file).map_err(failed())? => continue,
             Ok(file) => Some(file),
             Err(_) => None,
         };
-        let is_kept = file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|found| {
+        let found = lock.as_ref().and_then(|file| file.metadata().ok());
+        let is_kept = found.as_ref().is_some_and(|found| {
             let age = found.modified().ok().and_then(|then| then.elapsed().ok());
             // A time ahead of the clock counts as now
             found.len() >= WORTH_KEEPING && age.is_none_or(|age| age < KEEP_FOR)
         });
-        if is_kept || (file.is_none() && is_wanted(&dir)?) {
-            continue;
-        }
-        let removed = if dir.is_dir() { fs::remove_dir_all(&dir) } else { fs::remove_file(&dir) };
-        match removed {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed()(e)),
-            _ => {}
+        if !is_kept {
+            let bytes = found.map_or(0, |found| found.len());
+            dead.push(DeadIngest { dir, bytes, _lock: lock });
         }
     }
-    Ok(())
+    Ok(dead)
 }
 
 impl fmt::Debug for Ingest {

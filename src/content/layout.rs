@@ -1,10 +1,9 @@
-//! An OCI image layout that somebody else wrote, as a source of images.
+//! An OCI image layout that somebody else wrote, or an archive of images, as a source of images.
 //!
 //! Source: OCI image-spec, image-layout.md. Nothing of it is trusted: digests are parsed before
 //! they become paths, and every read is bounded and verified.
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
 };
@@ -13,8 +12,9 @@ use peel_index::Digest;
 use serde::Deserialize;
 
 use super::{
+    archive::{Archive, Part},
     error::ContentError,
-    file::{open_regular, read_bounded, read_verified},
+    file::{open_regular, read_bounded, read_verified, verify},
     store::{blob_path, missing},
 };
 use crate::oci::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, MAX_MANIFEST_SIZE, Platform};
@@ -24,11 +24,13 @@ pub(super) const LAYOUT_FILE: &str = "oci-layout";
 /// Most bytes of that file; it holds one short field.
 const MAX_LAYOUT_FILE: u64 = 64 << 10;
 
-/// A layout in a directory.
+/// A layout in a directory, or an archive that is read like one.
 #[derive(Debug)]
 pub struct OciLayout {
     dir: PathBuf,
     entries: Vec<Descriptor>,
+    /// Where the files are, where they are not in the directory.
+    archive: Option<Archive>,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +52,24 @@ impl OciLayout {
         })?;
         let index = ImageIndex::parse(Digest::sha256(&bytes), &bytes)
             .map_err(|source| ContentError::Index { path, source })?;
-        Ok(Self { dir: dir.to_owned(), entries: index.manifests })
+        Ok(Self { dir: dir.to_owned(), entries: index.manifests, archive: None })
+    }
+
+    /// Opens an archive: a tar of a layout, or what `docker save` writes. `scratch` is a directory
+    /// where there is room for it, should it be compressed as a whole.
+    pub fn open_archive(path: &Path, scratch: &Path) -> Result<Self, ContentError> {
+        let mut archive = Archive::open(path, scratch)?;
+        let entries = match archive.has(LAYOUT_FILE) {
+            true => {
+                check_version(path, &archive.read(LAYOUT_FILE, MAX_LAYOUT_FILE)?)?;
+                let bytes = archive.read("index.json", MAX_MANIFEST_SIZE)?;
+                let index = ImageIndex::parse(Digest::sha256(&bytes), &bytes);
+                let failed = |source| ContentError::Index { path: path.to_owned(), source };
+                index.map_err(failed)?.manifests
+            }
+            false => archive.docker_images()?,
+        };
+        Ok(Self { dir: path.to_owned(), entries, archive: Some(archive) })
     }
 
     /// Checks that `dir` says it is a layout of a version that peel knows.
@@ -72,16 +91,10 @@ impl OciLayout {
                 }
                 error => error,
             })?;
-        let version = serde_json::from_slice::<LayoutFile>(&bytes)
-            .map_err(|e| not_a_layout(dir, "JSON in oci-layout", &e.to_string()))?
-            .image_layout_version;
-        if version.starts_with("1.") {
-            return Ok(());
-        }
-        Err(not_a_layout(dir, "version 1", &format!("version {version:?}")))
+        check_version(dir, &bytes)
     }
 
-    /// The directory.
+    /// The directory, or the archive.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -127,22 +140,35 @@ impl OciLayout {
     }
 
     /// Opens a blob, whose length has to be the descriptor's. The caller verifies what it reads.
-    pub fn open_blob(&self, descriptor: &Descriptor) -> Result<File, ContentError> {
+    pub fn open_blob(&self, descriptor: &Descriptor) -> Result<Part, ContentError> {
         let path = blob_path(&self.dir, &descriptor.digest);
-        let (file, found) =
-            open_regular(&path).map_err(|error| missing(error, &descriptor.digest))?;
-        let expected = descriptor.size;
+        let part = match &self.archive {
+            Some(archive) => archive.blob(&descriptor.digest)?,
+            None => {
+                let opened = open_regular(&path);
+                let (file, len) = opened.map_err(|error| missing(error, &descriptor.digest))?;
+                Part { file, offset: 0, len }
+            }
+        };
+        let (expected, found) = (descriptor.size, part.len);
         if found != expected {
             return Err(ContentError::Size { path, expected, found });
         }
-        Ok(file)
+        Ok(part)
     }
 
     /// Reads a whole blob of at most `max` bytes and verifies it.
     pub fn read_blob(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>, ContentError> {
         let digest = &descriptor.digest;
         let path = blob_path(&self.dir, digest);
-        let bytes = read_verified(&path, digest, max).map_err(|error| missing(error, digest))?;
+        let bytes = match &self.archive {
+            Some(archive) => {
+                let bytes = archive.read_blob(digest, max)?;
+                verify(&path, digest, &bytes)?;
+                bytes
+            }
+            None => read_verified(&path, digest, max).map_err(|error| missing(error, digest))?,
+        };
         let (expected, found) = (descriptor.size, bytes.len() as u64);
         if found != expected {
             return Err(ContentError::Size { path, expected, found });
@@ -156,6 +182,16 @@ impl OciLayout {
         tags.dedup();
         tags
     }
+}
+
+fn check_version(path: &Path, bytes: &[u8]) -> Result<(), ContentError> {
+    let version = serde_json::from_slice::<LayoutFile>(bytes)
+        .map_err(|e| not_a_layout(path, "JSON in oci-layout", &e.to_string()))?
+        .image_layout_version;
+    if version.starts_with("1.") {
+        return Ok(());
+    }
+    Err(not_a_layout(path, "version 1", &format!("version {version:?}")))
 }
 
 fn name(entry: &Descriptor) -> Option<&str> {

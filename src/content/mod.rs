@@ -6,7 +6,6 @@
 //!   index.json                        one entry a name, replaced as a whole
 //!   blobs/<alg>/<hex>                 complete and verified, mode 0444, never written again
 //!   ingest/<sha256 of key>/{data,ref} being written; `ref` holds the key
-//!   ingest/<sha256 of pull>/{blobs,ref} what a pull that is not done wants to find again
 //! ```
 //!
 //! A blob appears under its digest only when it is complete, verified and on stable storage: data
@@ -17,17 +16,18 @@
 //!
 //! Locking: the store has one owner (the daemon's worker, by the lock of its metadata store). The
 //! file system arbitrates between its threads: one ingest a key by `flock` of its data, blobs by
-//! `rename`. One mutex orders the writers of `index.json`, another those of lists of what is kept;
-//! nothing is called under them but file operations.
+//! `rename`. One mutex orders the writers of `index.json`; nothing is called under it but file
+//! operations.
 
+mod archive;
 mod error;
 mod file;
 mod ingest;
-mod kept;
 mod layout;
 mod store;
 
+pub use archive::Part;
 pub use error::ContentError;
-pub use ingest::{Expected, Ingest};
+pub use ingest::{DeadIngest, Expected, Ingest, WORTH_KEEPING};
 pub use layout::OciLayout;
 pub use store::{BlobInfo, ContentStore};

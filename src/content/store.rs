@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::{
     error::ContentError,
-    file::{hash, open_regular, read_verified, replace, sync_dir},
-    ingest::{Expected, Ingest, sweep},
+    file::{available, hash, open_regular, read_verified, replace, sync_dir},
+    ingest::{DeadIngest, Expected, Ingest, dead},
     layout::{LAYOUT_FILE, OciLayout},
 };
 use crate::oci::{ANNOTATION_REF_NAME, Descriptor, MEDIA_TYPE_OCI_INDEX};
@@ -26,8 +26,6 @@ const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 pub struct ContentStore {
     root: PathBuf,
     index: Mutex<()>,
-    /// Orders the writers of lists of what is kept.
-    pub(super) kept: Mutex<()>,
 }
 
 /// A blob that is there.
@@ -50,7 +48,7 @@ impl ContentStore {
 
     /// The store at `root`, good for reading what is there; nothing is looked at.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), index: Mutex::new(()), kept: Mutex::new(()) }
+        Self { root: root.to_owned(), index: Mutex::new(()) }
     }
 
     /// Makes the store where there is none. What an earlier owner left half written is removed, but
@@ -154,10 +152,14 @@ impl ContentStore {
         Ingest::begin(&self.root, key, expected, true)
     }
 
-    /// Removes ingests that nobody is writing and that are too small or too old to go on with; and lists
-    /// of what pulls want that name nothing worth keeping.
+    /// Removes ingests that nobody is writing and that are too small or too old to go on with.
     pub fn sweep_ingests(&self) -> Result<(), ContentError> {
-        sweep(&self.root, |dir| Ok(!self.kept_in(dir)?.is_empty()))
+        self.dead_ingests()?.into_iter().try_for_each(DeadIngest::remove)
+    }
+
+    /// The ingests that [`ContentStore::sweep_ingests`] would remove.
+    pub fn dead_ingests(&self) -> Result<Vec<DeadIngest>, ContentError> {
+        dead(&self.root)
     }
 
     /// Removes a blob; false where there was none. Readers that have it open keep it.
@@ -171,6 +173,17 @@ impl ContentStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(ContentError::Io { action: "remove", path, source }),
         }
+    }
+
+    /// Bytes that an ingest of this key, running or broken off, has written.
+    pub fn partial(&self, key: &str) -> u64 {
+        let data = super::ingest::dir_of(&self.root, key).join("data");
+        fs::metadata(data).map_or(0, |found| found.len())
+    }
+
+    /// Bytes that may still be written; `None` where the file system does not say.
+    pub fn available(&self) -> Option<u64> {
+        available(&self.root)
     }
 
     /// All blobs, in no order; files whose names are no digests are passed over.

@@ -1,8 +1,9 @@
 //! The worker's state on disk, and what is done with it. All calls block; the service makes them
 //! on the blocking pool.
 //!
-//! Locking: `gate` is held shared by whatever makes content that no record names yet (pulls,
-//! mounts), and exclusively by GC, which only tries: whoever kept it away runs it at its own end.
+//! Locking: `gate` is held shared by whatever makes files that no record names yet (mounts) or takes
+//! a lease (pulls), and exclusively by GC, which as a rule only tries: whoever kept it away runs it
+//! at its own end.
 //! `merging` lets one tree be merged at a time, so that a chain gets one slot however many mounts
 //! ask for it. `mounting` makes one mount or snapshot change at a time. The order is gate, then
 //! merging or mounting.
@@ -26,7 +27,6 @@ use super::{
 use crate::{
     content::ContentStore,
     failure::{Class, Failure, chain},
-    gc,
     image::{Images, NewSlot as _},
     layers::Layers,
     metadata::{IdKind, ImageRecord, LayerRef, Metadata, Opened},
@@ -54,12 +54,14 @@ pub(super) struct Engine {
     pub(super) boot_id: String,
     pub(super) clients: Clients,
     pub(super) questions: Arc<Questions>,
+    /// Most bytes of blobs, indexes and trees.
+    pub(super) max_size: Option<u64>,
     slots: Arc<Slots>,
-    gate: Arc<RwLock<()>>,
+    pub(super) gate: Arc<RwLock<()>>,
     merging: Mutex<()>,
     mounting: Mutex<()>,
     /// GC was asked for and kept away.
-    garbage: AtomicBool,
+    pub(super) garbage: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -102,6 +104,7 @@ impl Engine {
         content: Arc<ContentStore>,
         layers: Arc<Layers>,
         network: RegistryOptions,
+        max_size: Option<u64>,
     ) -> Result<Arc<Self>, Failure> {
         let Opened { metadata, recovered } = Metadata::open(&paths.root().join("metadata"))?;
         if let Some(recovered) = &recovered {
@@ -109,12 +112,14 @@ impl Engine {
         }
         let metadata = Arc::new(metadata);
         let slots = Arc::new(Slots::new(Arc::clone(&metadata), layers.highest_slot()));
+        let gate = Arc::<RwLock<()>>::default();
         let images = Images::new(
             Arc::clone(&content),
             Arc::clone(&layers),
             Arc::clone(&metadata),
             Arc::clone(&slots) as _,
             network,
+            Arc::clone(&gate),
         )?;
         let boot_id = mountinfo::boot_id()
             .map_err(|e| Failure::io(&e, format!("cannot read the boot id: {e}")))?;
@@ -148,8 +153,9 @@ impl Engine {
             boot_id,
             clients: Clients::default(),
             questions: Arc::default(),
+            max_size,
             slots,
-            gate: Arc::default(),
+            gate,
             merging: Mutex::new(()),
             mounting: Mutex::new(()),
             garbage: AtomicBool::new(false),
@@ -218,9 +224,18 @@ impl Engine {
         Ok(self.layers.build_tree(&diff_ids, self.slots.next()?)?)
     }
 
-    /// The merged tree of an image; merged now where it was not yet, or its file is damaged.
-    pub(super) fn tree_of(&self, image: &ImageRecord) -> Result<Arc<Tree>, Failure> {
-        self.tree_of_layers(&image.layers)
+    /// The merged tree of an image's first so many layers, 0 for all; merged now where it was not
+    /// yet, or its file is damaged.
+    pub(super) fn tree_of(&self, image: &ImageRecord, layers: u32) -> Result<Arc<Tree>, Failure> {
+        let all = image.layers.len();
+        let count = if layers == 0 { all } else { layers.try_into().unwrap_or(usize::MAX) };
+        let first = image.layers.get(..count).ok_or_else(|| {
+            let name = &image.name;
+            let message =
+                format!("image {name} has fewer layers: expected at least {count}, found {all}");
+            Failure::new(Class::Usage, message)
+        })?;
+        self.tree_of_layers(first)
     }
 
     /// The same for layers, lowest first.
@@ -283,39 +298,6 @@ impl Engine {
             tracing::error!(error = chain(&error), "the metadata failed; starting again");
             std::process::exit(1);
         }
-    }
-
-    /// Says that something is there which nothing names: the next sweep finds it.
-    pub(super) fn note_garbage(&self) {
-        self.garbage.store(true, Ordering::SeqCst);
-    }
-
-    /// Removes what nothing names, unless something is being made just now; returns bytes freed.
-    pub(super) fn collect_garbage(&self) -> Result<u64, Failure> {
-        self.garbage.store(true, Ordering::SeqCst);
-        self.collect_if_due()
-    }
-
-    /// Runs the GC that was kept away; for whoever has just let go of the gate.
-    pub(super) fn collect_if_due(&self) -> Result<u64, Failure> {
-        let mut freed = 0;
-        while self.garbage.load(Ordering::SeqCst) {
-            let Ok(_alone) = self.gate.try_write() else { break };
-            let _one_at_a_time = self.mounting();
-            self.garbage.store(false, Ordering::SeqCst);
-            let held = self.held_trees()?;
-            let in_use = self.uppers_in_use();
-            let in_use = |upper: &Path| in_use(upper);
-            freed += gc::sweep(
-                &self.metadata,
-                &self.content,
-                &self.layers,
-                &self.snapshots,
-                &held,
-                &in_use,
-            )?;
-        }
-        Ok(freed)
     }
 
     /// Refuses new mounts: the daemon is about to end. Taken back where it does not.

@@ -19,16 +19,23 @@ pub mod keeper;
 pub mod worker;
 
 mod clients;
+mod content;
 mod convert;
 mod counters;
+mod detached;
+mod disk;
 mod engine;
 mod estate;
+mod export;
+mod garbage;
 mod heir;
 mod listen;
 mod live;
+mod locate;
 mod mender;
 mod metrics;
 mod mounts;
+mod names;
 mod notify;
 mod remote;
 mod scrub;
@@ -37,6 +44,7 @@ mod slots;
 mod snapshots;
 mod stats;
 mod transfer;
+mod uppers;
 
 use std::process::ExitCode;
 

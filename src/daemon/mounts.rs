@@ -24,6 +24,7 @@ use crate::{
     api::{self, mount_spec::Spec},
     failure::{Class, Failure, chain},
     metadata::{IdKind, MountRecord, MountState, RootfsKind, SnapshotRecord, now_ns},
+    mountinfo,
     snapshot::RootAttributes,
 };
 
@@ -63,7 +64,7 @@ impl Engine {
             return Err(Failure::new(Class::Usage, message));
         }
         let image = self.find_image(&request.reference)?;
-        let tree = self.tree_of(&image)?;
+        let tree = self.tree_of(&image, request.layers)?;
         let _one_at_a_time = self.mounting();
         self.refuse_while_stopping()?;
         if self.metadata.image(&image.name)?.is_none_or(|now| now.chain_id != image.chain_id) {
@@ -84,7 +85,7 @@ impl Engine {
             id: self.metadata.next_id(IdKind::Mount)?,
             target,
             image: image.name.clone(),
-            chain_id: image.chain_id,
+            chain_id: tree.chain_id(),
             tree_slot: tree.slot().number(),
             snapshot: upper.as_ref().map(|s| s.id),
             writable: request.writable,
@@ -97,7 +98,14 @@ impl Engine {
                 .then(|| PathBuf::from(OsStr::from_bytes(&request.bundle_dir))),
             created_target: request.created_target,
         };
-        self.metadata.put_mount(&record)?;
+        self.metadata.transaction(|tx| {
+            tx.put_mount(&record)?;
+            if let Some(mut image) = tx.image(&image.name)? {
+                image.mounted_at_ns = record.created_at_ns;
+                tx.put_image(&image)?;
+            }
+            Ok::<_, Failure>(())
+        })?;
         if let Some(client) = client {
             self.clients.add(record.id, client);
         }
@@ -168,7 +176,7 @@ impl Engine {
         let name = snapshot_name(request, target)?;
         let other_name = "give the mount a name of its own with --name";
         if let Some(found) = self.metadata.snapshot_named(&name)? {
-            if found.image != image.name || found.chain_id != image.chain_id {
+            if found.image != image.name || found.chain_id != tree.chain_id() {
                 let version =
                     if found.image == image.name { " as it was pulled before" } else { "" };
                 let message = format!(
@@ -188,7 +196,7 @@ impl Engine {
             id: self.metadata.next_id(IdKind::Snapshot)?,
             name,
             image: image.name.clone(),
-            chain_id: image.chain_id,
+            chain_id: tree.chain_id(),
             tree_slot: tree.slot().number(),
             kind: kind_of(request.kind()),
             created_at_ns: now_ns(),
@@ -330,11 +338,29 @@ impl Engine {
                 && !self.clients.has_ended(record.id))
     }
 
+    /// What containerd mounted for its containers is not peel's to unmount.
+    fn refuse_while_others_mount(&self, own: &[(MountRecord, bool)]) -> Result<(), Failure> {
+        let Ok(namespace) = mountinfo::namespace() else { return Ok(()) };
+        let shown = Live::scan().on(&self.paths.lower());
+        let other = shown.into_iter().find(|(ns, target)| {
+            *ns == namespace && own.iter().all(|(record, _)| record.target != *target)
+        });
+        let Some((_, target)) = other else { return Ok(()) };
+        let message = format!("{} shows an image and is not peel's mount", target.display());
+        Err(Failure::new(Class::Conflict, message).hint(
+            "end the container that uses it; peel daemon stop --force leaves it without files",
+        ))
+    }
+
     /// Unmounts everything, so that the daemon can end: what is in use only where `force`.
     pub(super) fn unmount_all(&self, force: bool) -> Result<(), Failure> {
         use rustix::mount::{UnmountFlags, unmount};
         let _one_at_a_time = self.mounting();
-        for (record, seen) in self.live_mounts()? {
+        let mounts = self.live_mounts()?;
+        if !force {
+            self.refuse_while_others_mount(&mounts)?;
+        }
+        for (record, seen) in mounts {
             let target = record.target.display();
             if seen {
                 let flags = if force { UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };

@@ -18,7 +18,7 @@ use crate::{
     api::{self, finding::Outcome},
     failure::{Failure, chain},
     image::Document,
-    metadata::{Fault, ImageRecord, LayerRef},
+    metadata::{Fault, ImageRecord, LayerRef, MountRecord},
 };
 
 /// What a scrub tells while it runs; false where nobody listens any more.
@@ -261,7 +261,8 @@ impl Scrub<'_> {
                 return;
             }
             // Merged when it is first mounted
-            Ok(None) => return,
+            Ok(None) if !self.is_used(image.chain_id) => return,
+            Ok(None) => "there is none, though it is mounted or has snapshots".to_owned(),
             Err(error) => chain(&error),
         };
         self.looked(0, |totals| &mut totals.trees);
@@ -269,8 +270,23 @@ impl Scrub<'_> {
         let images = names(images, |other| other.chain_id == image.chain_id);
         self.found(Suspect { kind: "tree", what, images }, problem, |_| {
             engine.merge_again(image)?;
-            Ok("merged again from its layers".to_owned())
+            let slot = engine.layers.tree_by_chain_id(image.chain_id)?.map(|tree| tree.slot());
+            let slot = slot.map_or(0, |slot| slot.number());
+            let other =
+                |mount: &MountRecord| mount.chain_id == image.chain_id && mount.tree_slot != slot;
+            Ok(match engine.metadata.mounts()?.iter().any(other) {
+                false => "merged again from its layers".to_owned(),
+                // What the kernel knows of it are numbers that may mean something else now
+                true => "merged again from its layers; mount it again".to_owned(),
+            })
         });
+    }
+
+    /// Whether a mount or a snapshot is made on a chain.
+    fn is_used(&self, chain: Option<Digest>) -> bool {
+        let metadata = &self.engine.metadata;
+        metadata.mounts().is_ok_and(|all| all.iter().any(|mount| mount.chain_id == chain))
+            || metadata.snapshots().is_ok_and(|all| all.iter().any(|s| s.chain_id == chain))
     }
 
     /// What is here and no image of now names: kept for mounts and snapshots, or about to go.

@@ -1,6 +1,6 @@
 //! The gRPC service: each call on the blocking pool, each answer from the [`Engine`].
 
-use std::{os::unix::ffi::OsStrExt as _, sync::Arc};
+use std::{os::unix::ffi::OsStrExt as _, sync::Arc, time::Duration};
 
 use peel_fuse::metrics::Metrics;
 use rustix::process::{Pid, Signal};
@@ -9,8 +9,9 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{
-    convert,
+    content, convert,
     engine::Engine,
+    export::{self, ChunkStream},
     heir::Keeper,
     scrub::Scrubbed,
     stats,
@@ -21,6 +22,9 @@ use crate::{
     failure::{Class, Failure},
     stats::Stats,
 };
+
+/// How long `peel gc` waits for its turn.
+const GC_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Service {
     pub(super) engine: Arc<Engine>,
@@ -117,6 +121,108 @@ impl Peel for Service {
         Ok(Response::new(transfer::push(Arc::clone(&self.engine), request.into_inner())))
     }
 
+    type ImportStream = EventStream;
+
+    async fn import(&self, request: Request<api::ImportRequest>) -> Answer<Self::ImportStream> {
+        Ok(Response::new(transfer::import(Arc::clone(&self.engine), request.into_inner())))
+    }
+
+    type ExportStream = ChunkStream;
+
+    async fn export(&self, request: Request<api::ExportRequest>) -> Answer<Self::ExportStream> {
+        Ok(Response::new(export::export(Arc::clone(&self.engine), request.into_inner())))
+    }
+
+    async fn tag_image(&self, request: Request<api::TagImageRequest>) -> Answer<api::Image> {
+        let api::TagImageRequest { reference, target } = request.into_inner();
+        self.blocking(move |engine| Ok(convert::image(&engine.tag(&reference, &target)?))).await
+    }
+
+    async fn label_image(
+        &self,
+        request: Request<api::LabelImageRequest>,
+    ) -> Answer<api::LabelImageResponse> {
+        let api::LabelImageRequest { reference, set, unset } = request.into_inner();
+        self.blocking(move |engine| {
+            let labels = engine.label_image(&reference, set, &unset)?.into_iter().collect();
+            Ok(api::LabelImageResponse { labels })
+        })
+        .await
+    }
+
+    async fn pin_image(
+        &self,
+        request: Request<api::PinImageRequest>,
+    ) -> Answer<api::PinImageResponse> {
+        let api::PinImageRequest { reference, pinned } = request.into_inner();
+        self.blocking(move |engine| {
+            Ok(api::PinImageResponse { name: engine.pin_image(&reference, pinned)? })
+        })
+        .await
+    }
+
+    async fn check_images(
+        &self,
+        request: Request<api::CheckImagesRequest>,
+    ) -> Answer<api::Document> {
+        let references = request.into_inner().references;
+        self.blocking(move |engine| {
+            let images = match references.as_slice() {
+                [] => engine.metadata.images()?,
+                named => named.iter().map(|r| engine.find_image(r)).collect::<Result<_, _>>()?,
+            };
+            let checked: Result<Vec<_>, _> =
+                images.iter().map(|image| engine.check_image(image)).collect();
+            Ok(api::Document { json: serde_json::Value::from(checked?).to_string() })
+        })
+        .await
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<api::PruneImagesRequest>,
+    ) -> Answer<api::PruneImagesResponse> {
+        let api::PruneImagesRequest { unused_seconds, dry_run } = request.into_inner();
+        self.blocking(move |engine| {
+            let (names, freed) = engine.prune(Duration::from_secs(unused_seconds), dry_run)?;
+            Ok(api::PruneImagesResponse { names, freed })
+        })
+        .await
+    }
+
+    async fn commit_image(&self, request: Request<api::CommitImageRequest>) -> Answer<api::Image> {
+        let request = request.into_inner();
+        self.blocking(move |engine| Ok(convert::image(&engine.commit(request)?))).await
+    }
+
+    async fn convert_image(
+        &self,
+        request: Request<api::ConvertImageRequest>,
+    ) -> Answer<api::Image> {
+        let request = request.into_inner();
+        self.blocking(move |engine| Ok(convert::image(&engine.convert(&request)?))).await
+    }
+
+    async fn list_changes(
+        &self,
+        request: Request<api::ListChangesRequest>,
+    ) -> Answer<api::ListChangesResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            let changes = engine.changes(&request.snapshot)?.into_iter();
+            let changes = changes.map(|(kind, path)| api::PathChange {
+                kind: kind.to_string(),
+                path: path.into_os_string().into_encoded_bytes(),
+            });
+            Ok(api::ListChangesResponse { changes: changes.collect() })
+        })
+        .await
+    }
+
+    async fn disk_usage(&self, _: Request<api::DiskUsageRequest>) -> Answer<api::Document> {
+        self.blocking(|engine| Ok(api::Document { json: engine.disk_usage()?.to_string() })).await
+    }
+
     async fn give_credentials(
         &self,
         request: Request<api::GiveCredentialsRequest>,
@@ -140,10 +246,14 @@ impl Peel for Service {
         &self,
         request: Request<api::InspectImageRequest>,
     ) -> Answer<api::InspectImageResponse> {
-        let reference = request.into_inner().reference;
+        let api::InspectImageRequest { reference, docker } = request.into_inner();
         self.blocking(move |engine| {
             let image = engine.find_image(&reference)?;
-            let json = format!("{:#}", convert::inspect(engine, &image)?);
+            let found = match docker {
+                true => engine.docker_view(&image)?,
+                false => convert::inspect(engine, &image)?,
+            };
+            let json = format!("{found:#}");
             Ok(api::InspectImageResponse { image: Some(convert::image(&image)), json })
         })
         .await
@@ -157,6 +267,99 @@ impl Peel for Service {
         self.blocking(move |engine| {
             let (name, freed) = engine.remove_image(&reference)?;
             Ok(api::RemoveImageResponse { name, freed })
+        })
+        .await
+    }
+
+    async fn list_content(&self, _: Request<api::ListContentRequest>) -> Answer<api::Document> {
+        self.blocking(|engine| Ok(api::Document { json: engine.list_content()?.to_string() })).await
+    }
+
+    type GetContentStream = ChunkStream;
+
+    async fn get_content(
+        &self,
+        request: Request<api::GetContentRequest>,
+    ) -> Answer<Self::GetContentStream> {
+        let digest = request.into_inner().digest;
+        Ok(Response::new(content::get(Arc::clone(&self.engine), digest)))
+    }
+
+    async fn ingest_content(
+        &self,
+        request: Request<api::IngestContentRequest>,
+    ) -> Answer<api::IngestContentResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            let blob = engine.ingest_content(request)?;
+            let (digest, size) = (blob.digest.to_string(), blob.size);
+            Ok(api::IngestContentResponse { digest, size })
+        })
+        .await
+    }
+
+    async fn label_content(
+        &self,
+        request: Request<api::LabelContentRequest>,
+    ) -> Answer<api::LabelContentResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            Ok(api::LabelContentResponse { labels: engine.label_content(request)? })
+        })
+        .await
+    }
+
+    async fn remove_content(
+        &self,
+        request: Request<api::RemoveContentRequest>,
+    ) -> Answer<api::RemoveContentResponse> {
+        let api::RemoveContentRequest { digest, force } = request.into_inner();
+        self.blocking(move |engine| {
+            engine.remove_content(&digest, force)?;
+            Ok(api::RemoveContentResponse {})
+        })
+        .await
+    }
+
+    async fn dump_metadata(&self, _: Request<api::DumpMetadataRequest>) -> Answer<api::Document> {
+        self.blocking(|engine| Ok(api::Document { json: engine.metadata.dump()? })).await
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<api::CollectGarbageRequest>,
+    ) -> Answer<api::CollectGarbageResponse> {
+        let dry_run = request.into_inner().dry_run;
+        self.blocking(move |engine| {
+            let (items, freed) = engine.collect_now(dry_run, GC_PATIENCE)?;
+            let items = items.into_iter().map(|item| api::GarbageItem {
+                kind: item.kind.name().to_owned(),
+                id: item.id,
+                bytes: item.bytes,
+            });
+            Ok(api::CollectGarbageResponse { items: items.collect(), freed })
+        })
+        .await
+    }
+
+    async fn find_tree(
+        &self,
+        request: Request<api::FindTreeRequest>,
+    ) -> Answer<api::FindTreeResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            let (image, path) = engine.find_tree(&request.reference, request.layers)?;
+            let path = path.into_os_string().into_encoded_bytes();
+            Ok(api::FindTreeResponse { name: image.name, path })
+        })
+        .await
+    }
+
+    async fn locate_file(&self, request: Request<api::LocateFileRequest>) -> Answer<api::Document> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            let json = engine.locate(&request.reference, request.inode)?.to_string();
+            Ok(api::Document { json })
         })
         .await
     }

@@ -25,7 +25,7 @@ use super::{convert, engine::Engine};
 use crate::{
     api::{self, credentials::Kind, pull_event::Event},
     failure::{Class, Failure},
-    image::{Events, PullOptions, PushOptions},
+    image::{Events, ImportOptions, PullOptions, PushOptions},
     registry::{Anonymous, Credential, Credentials},
 };
 
@@ -129,6 +129,10 @@ pub(super) fn pull(engine: Arc<Engine>, request: api::PullRequest) -> EventStrea
             Ok(image) => {
                 engine.counters.pulls.add();
                 tracing::info!(image = %image.name, digest = %image.target.digest, "pulled");
+                if image.created_at_ns != image.updated_at_ns {
+                    // What the name stood for before
+                    engine.note_garbage();
+                }
                 Ok(Event::Done(convert::image(&image)))
             }
             Err(failure) => {
@@ -137,6 +141,37 @@ pub(super) fn pull(engine: Arc<Engine>, request: api::PullRequest) -> EventStrea
                 Err(failure)
             }
         }
+    })
+}
+
+/// Imports in a task of its own; an event for each image.
+pub(super) fn import(engine: Arc<Engine>, request: api::ImportRequest) -> EventStream {
+    run(engine, move |engine, events, sender, cancel| async move {
+        use std::os::unix::ffi::OsStringExt as _;
+        let path = std::path::PathBuf::from(std::ffi::OsString::from_vec(request.path));
+        let shown = path.display().to_string();
+        let options = ImportOptions {
+            path,
+            name: request.name,
+            platform: request.platform,
+            all_platforms: request.all_platforms,
+        };
+        let mut images = match engine.images.import(options, events, cancel).await {
+            Ok(images) => images,
+            Err(failure) => {
+                tracing::error!(archive = shown, error = %failure, "import failed");
+                return Err(failure);
+            }
+        };
+        if images.iter().any(|image| image.created_at_ns != image.updated_at_ns) {
+            engine.note_garbage();
+        }
+        let last = images.pop();
+        for image in images {
+            send(&sender, Event::Done(convert::image(&image)));
+        }
+        let last = last.ok_or_else(|| Failure::new(Class::NotFound, "no image to import"))?;
+        Ok(Event::Done(convert::image(&last)))
     })
 }
 
@@ -172,7 +207,7 @@ pub(super) fn push(engine: Arc<Engine>, request: api::PushRequest) -> EventStrea
     })
 }
 
-/// Runs `work` with GC kept away; a client that goes away calls it off.
+/// Runs `work`, and GC where it failed; a client that goes away calls it off.
 fn run<W, F>(engine: Arc<Engine>, work: W) -> EventStream
 where
     W: FnOnce(Arc<Engine>, Events, Sender, CancellationToken) -> F + Send + 'static,
@@ -188,11 +223,7 @@ where
             })
         };
         let cancel = CancellationToken::new();
-        let working = async {
-            let _busy = engine.busy_owned().await;
-            work(Arc::clone(&engine), tell, events.clone(), cancel.clone()).await
-        };
-        let mut working = Box::pin(working);
+        let mut working = Box::pin(work(Arc::clone(&engine), tell, events.clone(), cancel.clone()));
         let result = tokio::select! {
             result = &mut working => result,
             () = events.closed() => {
@@ -206,6 +237,12 @@ where
         let sweep = move || match failed {
             true => sweeping.collect_garbage(),
             false => sweeping.collect_if_due(),
+        };
+        let making_room = Arc::clone(&engine);
+        let sweep = move || {
+            let freed = sweep()?;
+            making_room.keep_to_size()?;
+            Ok::<_, Failure>(freed)
         };
         // Before the answer: who is told of a failure finds nothing left of it
         if let Ok(Err(failure)) = tokio::task::spawn_blocking(sweep).await {

@@ -52,6 +52,8 @@ use crate::{
 
 /// How often metadata that changed is exported: a loss of sled's own files costs this much at most.
 const EXPORT_EVERY: Duration = Duration::from_secs(10);
+/// How often GC looks for what ended without a word: leases, and mounts that others unmounted.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 /// Most threads that take calls and decrypt what is pulled; fewer where there are fewer cores.
 const ASYNC_THREADS: usize = 8;
 /// Calls and layers being indexed at a time; what is more waits. Twice what pulls take at most, so
@@ -113,8 +115,9 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         .parse()
         .map_err(|e| Failure::new(Class::Other, format!("bad handshake from the keeper: {e}")))?;
     let (paths, span_cache) = (options.paths.clone(), options.span_cache);
+    let (network, max_size) = (options.network.clone(), options.max_size);
     let follow_starts = options.follow_starts;
-    let (network, metrics_address) = (options.network.clone(), options.metrics);
+    let metrics_address = options.metrics;
     let keeper = Keeper::watch(options, estate, &facts, line).map_err(no_estate)?;
 
     super::engine::check_layout(paths.root())?;
@@ -128,7 +131,7 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
     let engine = open(facts.restarts == 0, || {
         content.prepare().map_err(|e| damaged(&e))?;
         let (content, layers) = (Arc::clone(&content), Arc::clone(&layers));
-        Engine::open(paths.clone(), content, layers, network.clone())
+        Engine::open(paths.clone(), content, layers, network.clone(), max_size)
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -235,6 +238,7 @@ async fn answer(
     let incoming = connections(listener, CONNECTIONS);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let tidied = Arc::clone(&engine);
     tokio::spawn(async move {
         let mut every = tokio::time::interval(EXPORT_EVERY);
         loop {
@@ -246,6 +250,17 @@ async fn answer(
                 engine.export();
             };
             let _ = tokio::task::spawn_blocking(keep).await;
+        }
+    });
+    tokio::spawn(async move {
+        let mut every = tokio::time::interval(TIDY_EVERY);
+        // At the start it has been done
+        every.tick().await;
+        loop {
+            every.tick().await;
+            let engine = Arc::clone(&tidied);
+            // What went wrong stands in the log
+            let _ = tokio::task::spawn_blocking(move || engine.tidy()).await;
         }
     });
     let by_request = Arc::new(AtomicBool::new(false));

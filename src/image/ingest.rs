@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Store, cancelled, cores::Share};
 use crate::{
-    content::{ContentError, Expected, Ingest},
+    content::{ContentError, Expected, Ingest, Part},
     failure::{Class, Failure, chain},
     layers::CopyFile,
     metadata::LayerRef,
@@ -33,8 +33,8 @@ const CHUNK: usize = 256 << 10;
 pub(super) enum Piece {
     /// The next ones.
     Bytes(Bytes),
-    /// All that follow, in a file from an offset on.
-    File(File, u64),
+    /// All that follow, in a part of a file, from one of its bytes on.
+    File(Part, u64),
 }
 
 /// Where the compressed bytes of a layer come from: a task that is told which byte is the first.
@@ -47,7 +47,17 @@ pub(super) struct Feed {
 /// The same, once it has begun.
 enum Input {
     Pieces(mpsc::Receiver<Result<Piece, Failure>>),
-    File(File),
+    File(io::Take<File>),
+}
+
+/// A part of a file from one of its bytes on. Parts of one file share its position, so that each
+/// gets a description of its own.
+fn at(part: Part, from: u64) -> io::Result<io::Take<File>> {
+    use std::os::fd::AsRawFd as _;
+    let Part { file, offset, len } = part;
+    let mut own = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    own.seek(SeekFrom::Start(offset.saturating_add(from)))?;
+    Ok(own.take(len.saturating_sub(from)))
 }
 
 impl Input {
@@ -56,12 +66,10 @@ impl Input {
         if let Self::Pieces(pieces) = self {
             match pieces.blocking_recv()? {
                 Ok(Piece::Bytes(bytes)) => return Some(Ok(bytes)),
-                Ok(Piece::File(mut file, from)) => {
-                    if let Err(e) = file.seek(SeekFrom::Start(from)) {
-                        return Some(Err(failed(&e)));
-                    }
-                    *self = Self::File(file);
-                }
+                Ok(Piece::File(part, from)) => match at(part, from) {
+                    Ok(file) => *self = Self::File(file),
+                    Err(e) => return Some(Err(failed(&e))),
+                },
                 Err(failure) => return Some(Err(failure)),
             }
         }
@@ -116,7 +124,7 @@ impl Store {
         let blob = self.content.open_blob(&layer.digest)?;
         let tell: Tell<'_> = &mut |_, _| {};
         let mut pass = Pass::new(self, layer, call_off, tell)?;
-        pass.read(&mut Input::File(blob), None)?;
+        pass.read(&mut Input::File(blob.take(u64::MAX)), None)?;
         self.install(pass, None, false)
     }
 
@@ -125,7 +133,7 @@ impl Store {
         let blob = self.content.open_blob(&layer.digest)?;
         let (never, tell): (_, Tell<'_>) = (CancellationToken::new(), &mut |_, _| {});
         let mut pass = Pass::new(self, layer, &never, tell)?;
-        pass.read(&mut Input::File(blob), None)?;
+        pass.read(&mut Input::File(blob.take(u64::MAX)), None)?;
         self.install(pass, None, true)
     }
 

@@ -135,7 +135,7 @@ pub(super) async fn feed<F: Future<Output = Result<Blob, Failure>>>(
                 pieced.fetch_or(seams.load(Ordering::Relaxed), Ordering::Relaxed);
                 return result;
             }
-            Blob::File(file) => Piece::File(file, from),
+            Blob::File(part) => Piece::File(part, from),
             Blob::Bytes(bytes) => {
                 let start = usize::try_from(from).unwrap_or(bytes.len()).min(bytes.len());
                 Piece::Bytes(bytes.slice(start..))

@@ -139,6 +139,6 @@ impl Images {
         let wanted: Platform = image.platform.parse()?;
         // Nobody is there to ask for credentials
         let registry = Arc::new(self.registry.session(Arc::new(Anonymous)));
-        Source::open(&registry, &reference, &wanted).await
+        Source::open(&registry, &reference, &wanted, &self.scratch()).await
     }
 }

@@ -10,10 +10,16 @@
 //! once however many pulls want it. No two are held at once.
 
 mod cores;
+mod export;
 mod failures;
 mod find;
+mod import;
 mod ingest;
 mod job;
+mod labels;
+mod layer;
+mod lease;
+mod make;
 mod mend;
 mod pull;
 mod push;
@@ -26,11 +32,16 @@ use std::{
 };
 
 use peel_index::{Digest, Slot};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use self::cores::Cores;
+use self::{cores::Cores, lease::Running};
 pub use self::{
+    export::{ArchiveFormat, ExportOptions},
+    import::ImportOptions,
+    layer::Compression,
+    lease::LEASE_NS,
+    make::{CommitOptions, new_name},
     mend::Document,
     pull::PullOptions,
     push::{PushOptions, Pushed},
@@ -114,6 +125,8 @@ pub struct Images {
     store: Arc<Store>,
     registry: Registry,
     in_flight: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    gate: Arc<RwLock<()>>,
+    running: Arc<Running>,
 }
 
 /// What the indexing threads share.
@@ -128,7 +141,7 @@ struct Store {
 }
 
 impl Images {
-    /// Images over the stores.
+    /// Images over the stores. GC holds `gate` alone while it looks and removes.
     ///
     /// # Errors
     /// Where no registry client can be made.
@@ -138,12 +151,15 @@ impl Images {
         metadata: Arc<Metadata>,
         slots: Arc<dyn NewSlot>,
         network: RegistryOptions,
+        gate: Arc<RwLock<()>>,
     ) -> Result<Self, Failure> {
         let (cores, places) = (Cores::new(), Arc::new(Semaphore::new(LAYERS_AT_ONCE)));
         Ok(Self {
             store: Arc::new(Store { content, layers, metadata, slots, cores, places }),
             registry: Registry::new(network)?,
             in_flight: Mutex::default(),
+            gate,
+            running: Arc::default(),
         })
     }
 

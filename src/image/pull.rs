@@ -16,9 +16,12 @@ use super::{
     Events, Images, PullEvent, Stage, cancelled,
     find::{Found, Image, find, find_all},
     job::{Job, feed, progress},
+    labels,
+    lease::{Goods, Hold},
     source::Source,
 };
 use crate::{
+    content::ContentError,
     failure::{Class, Failure},
     metadata::{ImageRecord, LayerRef, TargetDescriptor, now_ns},
     oci::{Descriptor, LayerDescriptor, Platform, Reference},
@@ -44,11 +47,23 @@ pub struct PullOptions {
     pub credentials: Arc<dyn Credentials>,
 }
 
+/// An image that is to be taken from where it is.
+pub(super) struct Taking {
+    pub(super) source: Arc<Source>,
+    /// What it is called here.
+    pub(super) name: String,
+    /// What it is called there, where that is known.
+    pub(super) origin: Option<Reference>,
+    pub(super) wanted: Platform,
+    pub(super) all_platforms: bool,
+    pub(super) jobs: usize,
+}
+
 impl Images {
     /// Pulls an image; what is here already is not fetched again.
     ///
-    /// The caller keeps GC away meanwhile. After a failure or a cancellation the caller lets GC
-    /// remove what was stored: nothing names it. Layers that were under way are kept to go on with.
+    /// A lease keeps GC from what is stored meanwhile. After a failure or a cancellation the caller
+    /// lets GC remove it. Layers that were under way are kept to go on with.
     ///
     /// # Errors
     /// Where the reference, the source, a document or a layer is not what it should be.
@@ -64,53 +79,95 @@ impl Images {
             platform => platform.parse()?,
         };
         let registry = Arc::new(self.registry.session(Arc::clone(&options.credentials)));
-        let resolve = async {
-            let source = Arc::new(Source::open(&registry, &reference, &wanted).await?);
-            let mut found = find(&source, wanted.clone()).await?;
-            if options.all_platforms {
-                find_all(&source, &mut found).await?;
-            }
-            Ok::<_, Failure>((source, found))
+        let scratch = self.scratch();
+        let open = Source::open(&registry, &reference, &wanted, &scratch);
+        let source = tokio::select! {
+            result = open => result?,
+            () = cancel.cancelled() => return Err(cancelled()),
         };
-        let (source, found) = tokio::select! {
+        let taking = Taking {
+            source: Arc::new(source),
+            name: reference.name(),
+            origin: Some(reference),
+            wanted,
+            all_platforms: options.all_platforms,
+            jobs: options.jobs,
+        };
+        self.take(taking, &events, &cancel).await
+    }
+
+    /// A directory for large files that nobody else sees.
+    pub(super) fn scratch(&self) -> std::path::PathBuf {
+        self.store.content.root().join("ingest")
+    }
+
+    /// Takes an image from a source; see [`Images::pull`].
+    pub(super) async fn take(
+        &self,
+        taking: Taking,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Result<ImageRecord, Failure> {
+        let Taking { source, wanted, .. } = &taking;
+        let resolve = async {
+            let mut found = find(source, wanted.clone()).await?;
+            if taking.all_platforms {
+                find_all(source, &mut found).await?;
+            }
+            Ok::<_, Failure>(found)
+        };
+        let found = tokio::select! {
             result = resolve => result?,
             () = cancel.cancelled() => return Err(cancelled()),
         };
         let layers = found.layers();
         let waiting = layers.iter().enumerate();
         events(PullEvent::Resolved {
-            name: reference.name(),
+            name: taking.name.clone(),
             manifest: found.image.manifest.digest,
             layers: waiting.map(|(n, (_, layer))| progress(n, layer, Stage::Waiting)).collect(),
         });
-        let key = reference.name();
-        let (store, name) = (Arc::clone(&self.store), key.clone());
-        let wanted: Vec<_> = layers.iter().map(|(_, layer)| layer.digest).collect();
-        blocking(move || Ok(store.content.keep_blobs(&name, &wanted)?)).await?;
+        let hold = self.hold(Some(&taking.name), goods(&found, &layers)).await?;
         let fetch = async {
+            self.foresee_space(&layers)?;
             self.store_documents(&found).await?;
-            let jobs = match options.jobs {
+            let jobs = match taking.jobs {
                 0 => PARALLEL_LAYERS,
                 jobs => jobs.min(MAX_PARALLEL_LAYERS),
             };
-            self.fetch_layers(&source, layers, jobs, &events, &cancel).await?;
+            self.fetch_layers(source, layers, jobs, events, cancel).await?;
             for attached in &found.attached {
-                self.fetch_attached(&source, attached, &cancel).await?;
+                self.fetch_attached(source, attached, cancel).await?;
             }
             if cancel.is_cancelled() {
                 return Err(cancelled());
             }
-            self.record(&reference, found).await
+            self.record(&taking, found, &hold).await
         };
         let result = fetch.await;
         // Who only lost the line comes back for the rest
         let comes_back =
             |failure: &Failure| cancel.is_cancelled() || failure.class == Class::Unavailable;
-        if !result.as_ref().is_err_and(comes_back) {
-            let store = Arc::clone(&self.store);
-            blocking(move || Ok(store.content.unkeep(&key)?)).await?;
+        if result.as_ref().is_err_and(|failure| !comes_back(failure)) {
+            self.end(hold).await?;
         }
         result
+    }
+
+    /// Refuses what the disk has no room for, before anything of it is fetched.
+    fn foresee_space(&self, layers: &[(LayerDescriptor, LayerRef)]) -> Result<(), Failure> {
+        let content = &self.store.content;
+        let missing = layers.iter().filter(|(_, layer)| !self.store.has_blob(layer));
+        let needed: u64 = missing
+            .map(|(_, layer)| {
+                layer.size - content.partial(&layer.digest.to_string()).min(layer.size)
+            })
+            .fold(0, u64::saturating_add);
+        let Some(available) = content.available().filter(|available| *available < needed) else {
+            return Ok(());
+        };
+        let (path, needed) = (content.root().to_owned(), Some(needed));
+        Err(ContentError::NoSpace { path, needed, available }.into())
     }
 
     async fn store_documents(&self, found: &Found) -> Result<(), Failure> {
@@ -201,7 +258,13 @@ impl Images {
         .await
     }
 
-    async fn record(&self, reference: &Reference, found: Found) -> Result<ImageRecord, Failure> {
+    async fn record(
+        &self,
+        taking: &Taking,
+        found: Found,
+        hold: &Hold,
+    ) -> Result<ImageRecord, Failure> {
+        let labels = labels::of_pull(taking.origin.as_ref(), &found);
         let Found { target, image, others, attached, documents } = found;
         let diff_ids: Vec<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
         let now = now_ns();
@@ -209,7 +272,7 @@ impl Images {
         known.extend(others.iter().flat_map(|o| [o.manifest.digest, o.manifest.config.digest]));
         let between = |digest: &Digest| !known.contains(digest);
         let mut record = ImageRecord {
-            name: reference.name(),
+            name: taking.name.clone(),
             target: TargetDescriptor {
                 media_type: target.media_type.clone(),
                 digest: target.digest,
@@ -228,19 +291,35 @@ impl Images {
             created_at_ns: now,
             updated_at_ns: now,
             labels: BTreeMap::new(),
+            mounted_at_ns: 0,
+            pinned: false,
         };
-        let store = Arc::clone(&self.store);
-        blocking(move || {
-            if let Some(old) = store.metadata.image(&record.name)? {
-                record.created_at_ns = old.created_at_ns;
-                record.labels = old.labels;
-            }
-            store.metadata.put_image(&record)?;
-            store.write_index()?;
+        let metadata = &self.store.metadata;
+        // Milliseconds, and nothing else is to be done
+        tokio::task::block_in_place(|| {
+            metadata.transaction(|tx| {
+                if let Some(old) = tx.image(&record.name)? {
+                    record.take_over(old);
+                }
+                tx.put_image(&record)?;
+                for (digest, labels) in labels {
+                    tx.label_content(&digest, labels.into_iter().map(|(k, v)| (k, Some(v))))?;
+                }
+                hold.end_in(tx)
+            })?;
+            self.store.write_index()?;
             Ok(record)
         })
-        .await
     }
+}
+
+/// Everything that a pull stores.
+fn goods(found: &Found, layers: &[(LayerDescriptor, LayerRef)]) -> Goods {
+    let documents = found.documents.iter().map(|(digest, _)| *digest);
+    let attached = found.attached.iter().map(|blob| blob.digest);
+    let blobs = documents.chain(attached).chain(layers.iter().map(|(_, layer)| layer.digest));
+    let diff_ids = layers.iter().map(|(_, layer)| layer.diff_id);
+    Goods { blobs: blobs.collect(), diff_ids: diff_ids.collect() }
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

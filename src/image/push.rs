@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Events, Images, LayerProgress, PullEvent, Stage, cancelled,
+    lease::Goods,
     pull::{PARALLEL_LAYERS, blocking},
 };
 use crate::{
@@ -55,7 +56,7 @@ pub struct Pushed {
 impl Images {
     /// Pushes an image; what the registry has already is not sent again.
     ///
-    /// The caller keeps GC away meanwhile.
+    /// A lease keeps GC from it meanwhile.
     ///
     /// # Errors
     /// Where the target is none, content is missing here, or the registry refuses.
@@ -75,6 +76,8 @@ impl Images {
                     .hint("name where to: peel push IMAGE REGISTRY/NAME:TAG"));
             }
         };
+        let goods = Goods { blobs: image.blobs().collect(), diff_ids: Vec::new() };
+        let hold = self.hold(None, goods).await?;
         let (content, partial) = self.what_to_push(&image, options.all_platforms).await?;
         let Some(top) = content.last().cloned() else {
             return Err(Failure::new(Class::Other, format!("{} has no content", image.name)));
@@ -114,6 +117,7 @@ impl Images {
             result = push => result?,
             () = cancel.cancelled() => return Err(cancelled()),
         }
+        self.end(hold).await?;
         let (digest, media_type) = (top.digest, top.media_type);
         Ok(Pushed { name: target.to_string(), digest, media_type, partial })
     }

@@ -61,7 +61,7 @@ impl Images {
         let reference: Reference = reference.parse()?;
         let wanted = Platform::host();
         let registry = Arc::new(self.registry.session(credentials));
-        let source = Arc::new(Source::open(&registry, &reference, &wanted).await?);
+        let source = Arc::new(Source::open(&registry, &reference, &wanted, &self.scratch()).await?);
         let image = find(&source, wanted).await?.image;
         let layers = image.manifest.layers.into_iter().zip(image.layers).collect();
         Ok(RemoteImage { source, layers })

@@ -1,7 +1,7 @@
-//! Where an image comes from: a registry, or an image layout on this disk.
+//! Where an image comes from: a registry, or an image layout or archive on this disk.
 
 use std::{
-    fs::File,
+    path::Path,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -11,7 +11,7 @@ use peel_index::{Digest, Hasher};
 
 use super::pull::blocking;
 use crate::{
-    content::OciLayout,
+    content::{OciLayout, Part},
     failure::{Class, Failure, chain},
     oci::{
         Descriptor, LayerDescriptor, MAX_CONFIG_SIZE, MAX_MANIFEST_SIZE, Platform, Reference,
@@ -28,8 +28,8 @@ pub(super) enum Blob {
         /// Whether they are not of one answer.
         pieced: Arc<AtomicBool>,
     },
-    /// A file here, with all of them.
-    File(File),
+    /// A part of a file here, with all of them.
+    File(Part),
     /// All of them, from the manifest itself.
     Bytes(Bytes),
 }
@@ -50,12 +50,12 @@ pub(super) enum Source {
 
 /// A file that holds a blob, or should.
 pub(super) struct LocalFile {
-    file: File,
+    file: std::fs::File,
     digest: Digest,
 }
 
 impl LocalFile {
-    pub(super) fn new(file: File, digest: Digest) -> Self {
+    pub(super) fn new(file: std::fs::File, digest: Digest) -> Self {
         Self { file, digest }
     }
 
@@ -70,6 +70,7 @@ impl Source {
         registry: &Arc<Registry>,
         reference: &Reference,
         wanted: &Platform,
+        scratch: &Path,
     ) -> Result<Self, Failure> {
         match reference {
             Reference::Registry(reference) => {
@@ -84,10 +85,15 @@ impl Source {
                 })
                 .await
             }
-            Reference::OciArchive(_) | Reference::DockerArchive(_) => {
-                let message = format!("cannot pull from an archive yet: {reference}");
-                Err(Failure::new(Class::Usage, message)
-                    .hint("unpack it to a layout first: skopeo copy oci-archive:FILE oci:DIR:TAG"))
+            Reference::OciArchive(archive) | Reference::DockerArchive(archive) => {
+                let (archive, wanted) = (archive.clone(), wanted.clone());
+                let scratch = scratch.to_owned();
+                blocking(move || {
+                    let layout = OciLayout::open_archive(&archive.file, &scratch)?;
+                    let target = layout.resolve(archive.image.as_deref(), &wanted)?.clone();
+                    Ok(Self::Layout { layout: Arc::new(layout), target })
+                })
+                .await
             }
         }
     }
@@ -173,7 +179,9 @@ impl Source {
             Self::File(file) => {
                 let again = file.file.try_clone();
                 let failed = |e| Failure::io(&e, format!("cannot read blob {}: {e}", file.digest));
-                Ok(Blob::File(again.map_err(failed)?))
+                let file = again.map_err(failed)?;
+                // Its length is checked as that of any other source
+                Ok(Blob::File(Part { file, offset: 0, len: u64::MAX }))
             }
         }
     }

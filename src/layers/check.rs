@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use peel_index::{Digest, Layer, Slot, SpanSource, Tree};
+use peel_index::{Digest, HEADER_LEN, Header, Layer, Slot, SpanSource, Tree};
 
 use super::{
     BlobSource as _, Layers, LayersError, LocalBlob, Numbered, check_name, check_slot, copy_path,
@@ -96,6 +96,17 @@ impl Layers {
     fn tree_paths(&self) -> Vec<PathBuf> {
         self.tables().trees.keys().map(|chain| self.trees_dir.join(tree_name(*chain))).collect()
     }
+}
+
+/// The header that these bytes were before one bit of them flipped; its own checksum tells.
+pub(super) fn one_bit_off(first: &[u8]) -> Option<Header> {
+    let mut bytes = first.get(..HEADER_LEN)?.to_vec();
+    (0..bytes.len() * 8).find_map(|bit| {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let header = peel_index::peek_header(&bytes).ok();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        header
+    })
 }
 
 fn len(path: &Path) -> Result<u64, LayersError> {

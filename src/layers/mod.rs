@@ -25,6 +25,7 @@ mod check;
 mod copy;
 mod currency;
 mod descriptors;
+mod disk;
 mod error;
 mod mend;
 mod read;
@@ -51,7 +52,7 @@ use peel_index::{
 use self::{
     ahead::Streams,
     cache::SpanCache,
-    check::{read_layer, read_tree},
+    check::{one_bit_off, read_layer, read_tree},
     descriptors::{ByPath, Descriptors},
     mend::MenderSlot,
     start::{Following, Starts},
@@ -439,7 +440,10 @@ impl Tables {
         file.take(HEADER_LEN as u64)
             .read_to_end(&mut first)
             .map_err(LayersError::io("read", path))?;
-        let (slot, numbered) = match peel_index::peek_header(&first) {
+        // One whose header has a flipped bit is found to be damaged when it is opened, and keeps its
+        // slot when it is built again
+        let header = peel_index::peek_header(&first).or_else(|e| one_bit_off(&first).ok_or(e));
+        let (slot, numbered) = match header {
             Ok(header) if header.kind == expected => {
                 (header.slot, (header.builder, header.numbering))
             }

@@ -6,15 +6,17 @@
 //!   "records": { "counters": { "snapshot": 3, … }, "images": [ { "v": 1, … } ], … } }
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use peel_index::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
+    Metadata,
     error::MetadataError,
     files,
+    keep::{ContentRecord, LeaseRecord},
     keyed::KeyedSnapshot,
     record::{IdKind, ImageRecord, MountRecord, Record, SLOT_COUNTER, SnapshotRecord, counter_key},
     shared::{Shared, State},
@@ -59,6 +61,48 @@ impl Found {
             Self::Export(export) => Some(export.generation),
             Self::Nothing | Self::Damaged(_) => None,
         }
+    }
+}
+
+impl Metadata {
+    /// Everything, as `export.json` has it.
+    pub fn dump(&self) -> Result<String, MetadataError> {
+        let writer = self.shared.writer()?;
+        let text = encode(&self.shared, *writer)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Puts an export in the place of the store in `dir`, which nobody may have open: the next
+    /// [`Metadata::open`] takes it up. Gives how many records it holds, and where the database is
+    /// that was there.
+    ///
+    /// # Errors
+    /// Where it is no export, is damaged or of a newer version, or the store is in use.
+    pub fn replace(dir: &Path, export: &Path) -> Result<(u64, Option<PathBuf>), MetadataError> {
+        files::make_dir(dir)?;
+        let _lock = files::lock(&dir.join("lock"))?;
+        let damaged = |reason: String| MetadataError::Damaged {
+            key: "-".to_owned(),
+            path: export.to_owned(),
+            reason,
+        };
+        let found = match read(export)? {
+            Found::Export(found) => found,
+            Found::Nothing => return Err(damaged("no such file".to_owned())),
+            Found::Damaged(reason) => return Err(damaged(reason)),
+        };
+        let tables = found.records.as_object().into_iter().flatten();
+        let count: usize = tables.filter_map(|(_, table)| Some(table.as_array()?.len())).sum();
+        let bytes = std::fs::read(export).map_err(files::io_error("read", export))?;
+        // The old one is kept, and the new one there, at every moment from here on
+        files::replace(&dir.join("export.json"), &bytes)?;
+        let database = dir.join("db");
+        let aside = match database.exists() {
+            true => Some(super::open::move_aside(&database)?),
+            false => None,
+        };
+        files::sync_dir(dir)?;
+        Ok((count as u64, aside))
     }
 }
 
@@ -107,6 +151,8 @@ pub(super) fn encode(shared: &Shared, state: State) -> Result<Vec<u8>, MetadataE
     add_table::<ImageRecord>(shared, &mut records)?;
     add_table::<SnapshotRecord>(shared, &mut records)?;
     add_table::<MountRecord>(shared, &mut records)?;
+    add_table::<LeaseRecord>(shared, &mut records)?;
+    add_table::<ContentRecord>(shared, &mut records)?;
     add_table::<KeyedSnapshot>(shared, &mut records)?;
     let records = Value::Object(records);
     let document = Document {
@@ -156,6 +202,8 @@ impl Export {
         count += restore_table::<ImageRecord>(&self.records, &mut into, path)?;
         count += restore_table::<SnapshotRecord>(&self.records, &mut into, path)?;
         count += restore_table::<MountRecord>(&self.records, &mut into, path)?;
+        count += restore_table::<LeaseRecord>(&self.records, &mut into, path)?;
+        count += restore_table::<ContentRecord>(&self.records, &mut into, path)?;
         count += restore_table::<KeyedSnapshot>(&self.records, &mut into, path)?;
         shared.commit(&mut writer, into.into_changes())?;
         Ok(count)

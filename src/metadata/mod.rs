@@ -25,6 +25,7 @@ mod check;
 mod error;
 mod export;
 mod files;
+mod keep;
 mod keyed;
 mod open;
 mod record;
@@ -46,6 +47,10 @@ use std::{
 
 pub use check::Fault;
 pub use error::MetadataError;
+pub use keep::{
+    ContentRecord, LABEL_CALL, LABEL_GC_REF, LABEL_GC_ROOT, LABEL_PULL, LABEL_SOURCE,
+    LABEL_UNCOMPRESSED, LeaseRecord,
+};
 pub use keyed::{KeyedKind, KeyedSnapshot};
 pub use open::{Cause, Opened, Recovered, RestoredFrom};
 pub use record::{

@@ -20,6 +20,7 @@ use super::{
     error::MetadataError,
     export::{self, Found},
     files::{self, Mark, Spare, io_error},
+    keep::{ContentRecord, LeaseRecord},
     keyed::KeyedSnapshot,
     record::{ImageRecord, MountRecord, SnapshotRecord},
     shared::{STATE_KEY, Shared, State, sum_of},
@@ -257,6 +258,8 @@ fn check_records(store: &Store, pairs: &Pairs, state: State) -> Result<(), Metad
     store.list::<ImageRecord>()?;
     store.list::<SnapshotRecord>()?;
     store.list::<MountRecord>()?;
+    store.list::<LeaseRecord>()?;
+    store.list::<ContentRecord>()?;
     store.list::<KeyedSnapshot>()?;
     Ok(())
 }
@@ -273,7 +276,7 @@ fn start_over(database: &Path) -> Result<(Store, PathBuf), MetadataError> {
 }
 
 /// Renames to `<name>.corrupt-<unix seconds>`, with a further number where that is taken.
-fn move_aside(path: &Path) -> Result<PathBuf, MetadataError> {
+pub(super) fn move_aside(path: &Path) -> Result<PathBuf, MetadataError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let mut moved_to = path.as_os_str().to_owned();
     moved_to.push(format!(".corrupt-{now}"));

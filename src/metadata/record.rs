@@ -113,6 +113,41 @@ pub struct ImageRecord {
     pub updated_at_ns: i64,
     /// Labels by key.
     pub labels: BTreeMap<String, String>,
+    /// When it was last mounted, in nanoseconds since 1970; 0 where never.
+    #[serde(default)]
+    pub mounted_at_ns: i64,
+    /// Never removed to make room.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+impl ImageRecord {
+    /// The layers of all its platforms.
+    pub fn all_layers(&self) -> impl Iterator<Item = &LayerRef> {
+        self.layers.iter().chain(self.others.iter().flat_map(|other| &other.layers))
+    }
+
+    /// diffIDs of the layers of all its platforms.
+    pub fn diff_ids(&self) -> impl Iterator<Item = Digest> {
+        self.all_layers().map(|layer| layer.diff_id)
+    }
+
+    /// Everything that it is made of, some of it more than once.
+    pub fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let own = [self.target.digest, self.manifest, self.config].into_iter();
+        let others = self.others.iter().flat_map(|other| [other.manifest, other.config]);
+        let layers = self.all_layers().map(|layer| layer.digest);
+        let further = self.indexes.iter().chain(&self.attached).copied();
+        own.chain(others).chain(further).chain(layers)
+    }
+
+    /// Keeps what belongs to the name and not to what it pointed at before.
+    pub fn take_over(&mut self, old: Self) {
+        self.created_at_ns = old.created_at_ns;
+        self.labels = old.labels;
+        self.mounted_at_ns = old.mounted_at_ns;
+        self.pinned = old.pinned;
+    }
 }
 
 /// What a rootfs was made for.

@@ -58,6 +58,8 @@ fn image(name: &str) -> ImageRecord {
         created_at_ns: -1,
         updated_at_ns: i64::MAX,
         labels: [("k\"\n".to_owned(), "v\u{0}ü".to_owned())].into(),
+        mounted_at_ns: 7,
+        pinned: true,
     }
 }
 

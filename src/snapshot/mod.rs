@@ -9,6 +9,8 @@
 //! was lost with the metadata: peel never touches it again.
 
 mod attributes;
+mod changes;
+pub mod tarball;
 
 use std::{
     fs, io,
@@ -17,6 +19,7 @@ use std::{
 };
 
 pub use attributes::RootAttributes;
+pub use changes::{Change, ChangeKind, Found, Upper};
 
 use crate::failure::Failure;
 

@@ -113,7 +113,7 @@ fn blobs_are_regular_files_with_the_right_bytes() {
     let (_, entry) = layout.entries().next().unwrap();
     let entry = entry.clone();
     let path = blob_path(dir.path(), &entry.digest);
-    assert_eq!(io::read_to_string(layout.open_blob(&entry).unwrap()).unwrap(), "0");
+    assert_eq!(io::read_to_string(layout.open_blob(&entry).unwrap().file).unwrap(), "0");
 
     // Build tools make layouts of links
     let target = dir.path().join("target");

@@ -228,27 +228,6 @@ fn an_ingest_is_kept_where_that_is_worth_it() {
 }
 
 #[test]
-fn what_a_pull_wants_is_kept_for_a_day() {
-    let (_dir, store) = store();
-    let (small, large) = (put(&store, b"small"), put(&store, &vec![1; 1 << 20]));
-    let absent = Digest::sha256(b"absent");
-    store.keep_blobs("r.example/app:v1", &[small, large, absent]).unwrap();
-    store.keep_blobs("r.example/other:v1", &[]).unwrap();
-    let store = ContentStore::open(store.root()).unwrap();
-    assert_eq!(store.kept_blobs().unwrap(), [large].into());
-    store.unkeep("r.example/other:v1").unwrap();
-    store.unkeep("never kept").unwrap();
-    let dir = fs::read_dir(store.root().join("ingest")).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(fs::read_to_string(dir.join("ref")).unwrap(), "r.example/app:v1");
-    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
-    let list = File::options().write(true).open(dir.join("blobs")).unwrap();
-    list.set_modified(yesterday).unwrap();
-    assert!(store.kept_blobs().unwrap().is_empty());
-    store.sweep_ingests().unwrap();
-    assert_holds(&store, 2);
-}
-
-#[test]
 fn a_damaged_blob_is_found_and_repaired() {
     let (_dir, store) = store();
     let digest = put(&store, b"content");

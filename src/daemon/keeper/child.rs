@@ -156,7 +156,7 @@ pub(in crate::daemon) fn command(options: &Options, role: &str) -> io::Result<Co
     if !options.follow_starts {
         command.arg("--no-follow-starts");
     }
-    command.args(&options.network_args);
+    command.args(&options.further_args);
     if options.background {
         command.arg("--background");
     }

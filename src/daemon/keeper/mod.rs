@@ -80,11 +80,12 @@ pub struct Options {
     pub patience: Duration,
     /// How registries are reached.
     pub network: RegistryOptions,
+    /// Most bytes of blobs, indexes and trees.
+    pub max_size: Option<u64>,
     /// Where statistics are served over HTTP.
     pub metrics: Option<SocketAddr>,
-    /// How registries are reached and statistics are served, as arguments of the daemon's
-    /// processes.
-    pub network_args: Vec<OsString>,
+    /// All of these, as arguments of the daemon's processes.
+    pub further_args: Vec<OsString>,
 }
 
 impl Options {
