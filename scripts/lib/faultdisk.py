@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import threading
 import time
@@ -63,13 +64,19 @@ class Disk:
 
     def cut(self, copy, writer):
         """Copies what has reached the disk at one moment; returns what had been acknowledged by then."""
-        for _ in range(400):
+        # Who is stopped writes nothing more: what is under way ends, and then the disk is quiet
+        worker = writer.peel.worker()
+        kill(worker, signal.SIGSTOP)
+        try:
             known = writer.acknowledged()
-            before = self.writes()
-            run("cp", "--sparse=always", self.image, copy)
-            if before == self.writes() and before[1] == "0":
-                return known
-            time.sleep(0.003)
+            for _ in range(400):
+                before = self.writes()
+                run("cp", "--sparse=always", self.image, copy)
+                if before == self.writes() and before[1] == "0":
+                    return known
+                time.sleep(0.003)
+        finally:
+            kill(worker, signal.SIGCONT)
         raise Failure("the disk is never quiet long enough to be copied")
 
 
