@@ -73,6 +73,13 @@ impl Engine {
         Ok(freed)
     }
 
+    /// The same for whoever has something else to answer: a failure is logged.
+    pub(super) fn sweep_if_due(&self) {
+        if let Err(failure) = self.collect_if_due() {
+            tracing::error!(error = %failure, "cannot remove what is not needed any more");
+        }
+    }
+
     /// GC as a user asks for it: waits for its turn for a while. Gives what went, or would go, and
     /// the bytes freed.
     pub(super) fn collect_now(

@@ -18,6 +18,7 @@
 pub mod keeper;
 pub mod worker;
 
+mod call;
 mod clients;
 mod content;
 mod convert;

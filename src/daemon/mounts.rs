@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use peel_index::{Slot, Tree};
+use peel_index::{Attr, Slot, Tree};
 use rustix::process::Pid;
 
 use super::{engine::Engine, live::Live};
@@ -47,9 +47,7 @@ impl Engine {
             let _busy = self.busy();
             self.prepare(request, client)
         };
-        if let Err(failure) = self.collect_if_due() {
-            tracing::error!(error = %failure, "cannot remove what is not needed any more");
-        }
+        self.sweep_if_due();
         prepared
     }
 
@@ -207,8 +205,7 @@ impl Engine {
     }
 
     fn root_attributes(&self, tree: &Tree) -> Result<RootAttributes, Failure> {
-        let damaged = || Failure::new(Class::BadData, format!("tree {} has no root", tree.slot()));
-        let root = tree.inode(1).ok_or_else(damaged)?;
+        let root = root_of(tree)?;
         Ok(RootAttributes {
             mode: root.mode,
             uid: root.uid,
@@ -387,6 +384,12 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The inode of a tree's top directory.
+pub(super) fn root_of(tree: &Tree) -> Result<Attr, Failure> {
+    let damaged = || Failure::new(Class::BadData, format!("tree {} has no root", tree.slot()));
+    tree.inode(1).ok_or_else(damaged)
 }
 
 fn path_bytes(path: &Path) -> Vec<u8> {

@@ -70,9 +70,7 @@ impl Engine {
             let mut scrub = Scrub { engine: self, runtime, mend, tell, totals, alone: false };
             scrub.run(&images, all)
         };
-        if let Err(failure) = self.collect_if_due() {
-            tracing::error!(error = %failure, "cannot remove what is not needed any more");
-        }
+        self.sweep_if_due();
         result
     }
 

@@ -9,6 +9,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{
+    call::{self, Answer},
     content, convert,
     engine::Engine,
     export::{self, ChunkStream},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     api::{self, peel_server::Peel},
-    failure::{Class, Failure},
+    failure::Failure,
     stats::Stats,
 };
 
@@ -35,26 +36,12 @@ pub(super) struct Service {
     pub(super) fuse: Arc<Metrics>,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
-
 impl Service {
     async fn blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
     ) -> Answer<T> {
-        let engine = Arc::clone(&self.engine);
-        match tokio::task::spawn_blocking(move || call(&engine)).await {
-            Ok(Ok(answer)) => Ok(Response::new(answer)),
-            Ok(Err(failure)) => {
-                self.engine.end_without_metadata();
-                Err(failure.into())
-            }
-            Err(panic) => {
-                tracing::error!(%panic, "a call failed");
-                Err(Failure::new(Class::Other, "the daemon failed at this; its log says more")
-                    .into())
-            }
-        }
+        call::blocking(&self.engine, call).await
     }
 
     /// All statistics as of now.

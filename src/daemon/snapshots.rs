@@ -11,7 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{
+    call::{self, Answer},
     engine::Engine,
+    mounts::root_of,
     remote::{self, Wanted},
 };
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
         services::snapshots::v1::{self as wire, snapshots_server::Snapshots},
         types,
     },
-    failure::{Class, Failure},
+    failure::Failure,
     metadata::{KeyedKind, KeyedSnapshot, LayerRef},
     snapshot::Usage,
     snapshotter::{Filters, MergedTree, Mount, REF_LABEL, SnapshotterError, Trees},
@@ -33,8 +35,6 @@ const LIST_CHUNK: usize = 64;
 pub(super) struct SnapshotsService {
     pub(super) engine: Arc<Engine>,
 }
-
-type Answer<T> = Result<Response<T>, Status>;
 
 impl From<SnapshotterError> for Status {
     fn from(error: SnapshotterError) -> Self {
@@ -54,9 +54,7 @@ impl From<SnapshotterError> for Status {
 impl Trees for Engine {
     fn merged(&self, layers: &[LayerRef]) -> Result<MergedTree, Failure> {
         let tree = self.tree_of_layers(layers)?;
-        let root = tree.inode(1).ok_or_else(|| {
-            Failure::new(Class::BadData, format!("tree {} has no root", tree.slot()))
-        })?;
+        let root = root_of(&tree)?;
         let path = self.paths.lower().join(tree.slot().to_string());
         Ok(MergedTree { path, uid: root.uid, gid: root.gid })
     }
@@ -67,19 +65,7 @@ impl SnapshotsService {
         &self,
         call: impl FnOnce(&Engine) -> Result<T, SnapshotterError> + Send + 'static,
     ) -> Answer<T> {
-        let engine = Arc::clone(&self.engine);
-        let called = tokio::task::spawn_blocking(move || call(&engine)).await;
-        called
-            .unwrap_or_else(|panic| {
-                tracing::error!(%panic, "a call of containerd failed");
-                let message = "the daemon failed at this; its log says more";
-                Err(Failure::new(Class::Other, message).into())
-            })
-            .map(Response::new)
-            .map_err(|error| {
-                self.engine.end_without_metadata();
-                error.into()
-            })
+        call::blocking(&self.engine, call).await
     }
 
     async fn create(
@@ -154,13 +140,6 @@ impl Engine {
     fn layer_usage(&self, layer: &LayerRef) -> Usage {
         let index = self.layers.index_len(&layer.diff_id).unwrap_or(0);
         Usage { bytes: layer.size.saturating_add(index), inodes: 2 }
-    }
-
-    /// Runs the GC that was kept away.
-    fn sweep_if_due(&self) {
-        if let Err(failure) = self.collect_if_due() {
-            tracing::error!(error = %failure, "cannot remove what is not needed any more");
-        }
     }
 
     /// Removes the directory of a snapshot that has no record any more. One that is still mounted
