@@ -33,6 +33,6 @@ pub mod session;
 pub mod source;
 
 pub use error::Error;
-pub use fs::Filesystem;
+pub use fs::{Filesystem, Inode, Lookup};
 pub use session::{Handshake, Mounted, ServeOptions, Server, adopt, mount};
 pub use source::{Ahead, FileSource, ReadError, Sink, Spare};

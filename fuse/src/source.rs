@@ -41,6 +41,13 @@ pub trait FileSource: Send + Sync + 'static {
         false
     }
 
+    /// How often something of what this gave out has lost bytes: what was read of it between two
+    /// calls that say the same is right, and anything else counts for nothing. Trees and layers that
+    /// lost some are given out no more.
+    fn losses(&self) -> u64 {
+        0
+    }
+
     /// Does what [`Sink::ahead`] was told of, on a thread that has nothing else to do, for as long
     /// as that says so.
     fn ahead(&self, _wish: Ahead, _spare: &dyn Spare) {}

@@ -111,7 +111,8 @@ def terminate(row, folder, chance):
         left = pathlib.Path("/proc/self/mountinfo").read_text().count(f" {folder}/")
         row.require(left == 0, f"{left} mounts left by a clean stop")
         peel.mounts.clear()
-        peel.mount(peel.json("images")[0]["name"], folder / "m")
+        names = [image["name"] for image in peel.json("images")]
+        peel.mount(next(name for name in names if name.endswith(":busy")), folder / "m")
         compare(folder / "m", layout.files["busy"], load.errors, load.wrong)
         row.take(load)
 

@@ -2,15 +2,17 @@
 
 use std::{
     fs::File,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use peel_index::{Digest, HEADER_LEN, Header, Layer, Slot, SpanSource, Tree};
+use peel_index::{Digest, FormatError, HEADER_LEN, Header, Layer, Slot, SpanSource, Tree};
 
 use super::{
-    BlobSource as _, Layers, LayersError, LocalBlob, Numbered, check_name, check_slot, copy_path,
-    file_name, map, tree_name,
+    BlobSource as _, Layers, LayersError, LocalBlob, Map, Numbered, check_name, check_slot,
+    copy_path, file_name, tree_name,
 };
 
 impl Layers {
@@ -22,13 +24,14 @@ impl Layers {
     pub fn check_layer(&self, diff_id: &Digest) -> Result<Option<u64>, LayersError> {
         let Some(slot) = self.tables().layers.get(diff_id).copied() else { return Ok(None) };
         let path = self.layers_dir.join(file_name(diff_id));
-        let index = read_layer(&path)?;
+        let (index, map) = read_layer(&path)?;
         check_name(&path, &file_name(&index.diff_id()))?;
         check_slot(&path, slot, index.slot())?;
         let mut bytes = len(&path)?;
         if index.copy_len() > 0 {
             bytes += check_copy(&index, &copy_path(&path))?;
         }
+        map.check()?;
         Ok(Some(bytes))
     }
 
@@ -40,7 +43,7 @@ impl Layers {
     pub fn check_tree(&self, chain: Option<Digest>) -> Result<Option<u64>, LayersError> {
         let Some(slot) = self.tables().trees.get(&chain).copied() else { return Ok(None) };
         let path = self.trees_dir.join(tree_name(chain));
-        let tree = read_tree(&path)?;
+        let (tree, map) = read_tree(&path)?;
         check_slot(&path, slot, tree.slot())?;
         if tree.chain_id() != chain {
             let shown = |chain: Option<Digest>| format!("the tree of {}", tree_name(chain));
@@ -59,6 +62,7 @@ impl Layers {
                 return Err(LayersError::Mismatch { path, expected, found });
             }
         }
+        map.check()?;
         Ok(Some(len(&path)?))
     }
 
@@ -76,8 +80,9 @@ impl Layers {
         }
         // Its file was of no use; trees say what it was when they were merged
         self.tree_paths().into_iter().find_map(|path| {
-            let tree = read_tree(&path).ok()?;
-            let found = tree.layers().find(|layer| layer.diff_id == *diff_id)?;
+            let (tree, map) = read_tree(&path).ok()?;
+            let found = tree.layers().find(|layer| layer.diff_id == *diff_id);
+            let found = found.filter(|_| map.is_whole())?;
             let is_free = {
                 let tables = self.tables();
                 !tables.twice.contains(&found.slot) && !tables.files.contains_key(&found.slot)
@@ -98,6 +103,55 @@ impl Layers {
     }
 }
 
+/// A file that did not open, as it was then.
+pub(super) struct Damage {
+    found: Instant,
+    file: Option<(u64, u64, i64, i64)>,
+}
+
+impl Damage {
+    /// What was damaged so recently is not looked at again unless it has changed: its disk may have
+    /// failed only for a while.
+    const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+    fn of(path: &Path) -> Self {
+        let file = std::fs::metadata(path).ok();
+        let file = file.map(|m| (m.ino(), m.len(), m.ctime(), m.ctime_nsec()));
+        Self { found: Instant::now(), file }
+    }
+
+    fn holds(&self, now: &Self) -> bool {
+        self.file == now.file && now.found.duration_since(self.found) < Self::AGAIN_AFTER
+    }
+}
+
+impl Layers {
+    /// Opens what has a slot, unless it was damaged a moment ago and is what it was.
+    pub(super) fn unless_damaged<T>(
+        &self,
+        slot: Slot,
+        path: &Path,
+        open: impl FnOnce() -> Result<T, LayersError>,
+    ) -> Result<T, LayersError> {
+        let is_known = self.tables().damaged.get(&slot).is_some_and(|d| d.holds(&Damage::of(path)));
+        if is_known {
+            return Err(LayersError::Known { path: path.to_owned() });
+        }
+        let before = Damage::of(path);
+        let opened = open();
+        let mut tables = self.tables_mut();
+        match &opened {
+            Ok(_) => drop(tables.damaged.remove(&slot)),
+            Err(error) => {
+                tracing::error!(%slot, error = crate::failure::chain(error), "cannot be served");
+                let found = Instant::now();
+                tables.damaged.insert(slot, Damage { found, ..before });
+            }
+        }
+        opened
+    }
+}
+
 /// The header that these bytes were before one bit of them flipped; its own checksum tells.
 pub(super) fn one_bit_off(first: &[u8]) -> Option<Header> {
     let mut bytes = first.get(..HEADER_LEN)?.to_vec();
@@ -113,12 +167,25 @@ fn len(path: &Path) -> Result<u64, LayersError> {
     Ok(std::fs::metadata(path).map_err(LayersError::io("look at", path))?.len())
 }
 
-pub(super) fn read_layer(path: &Path) -> Result<Layer, LayersError> {
-    Layer::open(map(path)?).map_err(|source| LayersError::Format { path: path.to_owned(), source })
+/// Opens an index; what is read of it later counts only while its map is whole.
+pub(super) fn read_layer(path: &Path) -> Result<(Layer, Arc<Map>), LayersError> {
+    read(path, Layer::open)
 }
 
-pub(super) fn read_tree(path: &Path) -> Result<Tree, LayersError> {
-    Tree::open(map(path)?).map_err(|source| LayersError::Format { path: path.to_owned(), source })
+/// The same for a tree.
+pub(super) fn read_tree(path: &Path) -> Result<(Tree, Arc<Map>), LayersError> {
+    read(path, Tree::open)
+}
+
+fn read<T>(
+    path: &Path,
+    open: impl FnOnce(peel_index::Bytes) -> Result<T, FormatError>,
+) -> Result<(T, Arc<Map>), LayersError> {
+    let map = Arc::new(Map::open(path)?);
+    let opened = open(Arc::clone(&map) as peel_index::Bytes);
+    map.check()?;
+    let opened = opened.map_err(|source| LayersError::Format { path: path.to_owned(), source })?;
+    Ok((opened, map))
 }
 
 /// Every span that comes from the seekable copy against its digest.
@@ -152,7 +219,7 @@ impl Layers {
     /// The same for a tree.
     pub fn forget_open_tree(&self, chain: Option<Digest>) {
         let Some(slot) = self.tables().trees.get(&chain).copied() else { return };
-        let open: Option<Arc<Tree>> = self.tables_mut().open_trees.remove(&slot);
+        let open = self.tables_mut().open_trees.remove(&slot);
         drop(open);
     }
 }

@@ -46,6 +46,23 @@ pub enum LayersError {
         /// What its content says.
         found: String,
     },
+    /// A file was cut short, or its disk failed, while it was in use.
+    #[error(
+        "damaged file {path}: expected {expected} bytes, found fewer while reading",
+        path = path.display()
+    )]
+    Cut {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes when it was opened.
+        expected: usize,
+    },
+    /// What was found to be damaged a moment ago, and has not changed since.
+    #[error("damaged file {path}, as was told", path = path.display())]
+    Known {
+        /// The file.
+        path: PathBuf,
+    },
     /// A layer that an image needs has no index here.
     #[error("layer {0} has no index")]
     Missing(Digest),

@@ -183,7 +183,8 @@ impl Layers {
 
     /// A path of a file of a layer, and the images that have it there.
     fn name_of(&self, slot: Slot, number: u32) -> Option<(String, Vec<String>)> {
-        let open: Vec<Arc<Tree>> = self.tables().open_trees.values().cloned().collect();
+        let open: Vec<Arc<Tree>> =
+            self.tables().open_trees.values().map(|(tree, _)| Arc::clone(tree)).collect();
         let tree = open.iter().filter(|tree| tree.layers().any(|layer| layer.slot == slot));
         let (tree, path) = tree.into_iter().find_map(|tree| {
             let path = path_in(tree, slot, number)?;

@@ -10,7 +10,8 @@
 //! cache's; of blobs, only so many are open.
 //!
 //! Every file but the last kind is immutable: written aside, synced, renamed into place, later unlinked; a map of it
-//! stays valid until the last user lets go.
+//! stays valid until the last user lets go. Whoever cuts one short, or a disk that fails, is met by
+//! `map`: what was lost is not served, and costs no more than that.
 //!
 //! Architecture invariant: serving needs no metadata store. The slot stands in the header of each
 //! file, so slot → file is found from the files alone.
@@ -27,6 +28,7 @@ mod currency;
 mod descriptors;
 mod disk;
 mod error;
+mod map;
 mod mend;
 mod read;
 mod start;
@@ -43,7 +45,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use memmap2::Mmap;
 use peel_index::{
     BUILDER_VERSION, BuiltLayer, Digest, FileType, HEADER_LEN, Layer, MERGER_VERSION, Slot,
     SpanReader, Tree,
@@ -52,8 +53,9 @@ use peel_index::{
 use self::{
     ahead::Streams,
     cache::SpanCache,
-    check::{one_bit_off, read_layer, read_tree},
+    check::{Damage, one_bit_off, read_layer, read_tree},
     descriptors::{ByPath, Descriptors},
+    map::Map,
     mend::MenderSlot,
     start::{Following, Starts},
 };
@@ -110,11 +112,13 @@ struct Tables {
     /// How the inodes of each are numbered, as its header said.
     numbered: HashMap<Slot, Numbered>,
     open_layers: HashMap<Slot, Arc<OpenLayer>>,
-    open_trees: HashMap<Slot, Arc<Tree>>,
+    open_trees: HashMap<Slot, (Arc<Tree>, Arc<Map>)>,
     /// Slots that several files claimed when this began; none of them has it.
     twice: HashSet<Slot>,
     /// Layers whose index was of no use when this began.
     lost: HashSet<Digest>,
+    /// Indexes and trees that did not open: a look at all of one is not cheap.
+    damaged: HashMap<Slot, Damage>,
 }
 
 /// Version of the builder, and the digest of the numbering that it came to.
@@ -123,6 +127,7 @@ type Numbered = (u32, [u8; 32]);
 /// An opened index with the bytes behind it.
 pub(crate) struct OpenLayer {
     index: Arc<Layer>,
+    map: Arc<Map>,
     blob: Box<dyn BlobSource>,
     copy: Option<Box<dyn BlobSource>>,
     starts: Starts,
@@ -294,12 +299,17 @@ impl Layers {
     /// Where a layer has no index, the layers do not merge, or the file cannot be written.
     pub fn build_tree(&self, diff_ids: &[Digest], slot: Slot) -> Result<Arc<Tree>, LayersError> {
         let chain = peel_index::chain_id(diff_ids);
-        let layers = diff_ids
-            .iter()
-            .map(|id| self.layer_by_diff_id(id)?.ok_or(LayersError::Missing(*id)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let layers: Vec<&Layer> = layers.iter().map(AsRef::as_ref).collect();
-        let built = peel_index::merge(&layers, chain)?;
+        let slots = {
+            let tables = self.tables();
+            let slot = |id| tables.layers.get(id).copied().ok_or(LayersError::Missing(*id));
+            diff_ids.iter().map(slot).collect::<Result<Vec<_>, _>>()?
+        };
+        let open = slots.into_iter().map(|slot| self.open_layer(slot));
+        let open = open.collect::<Result<Vec<_>, _>>()?;
+        let layers: Vec<&Layer> = open.iter().map(|open| &*open.index).collect();
+        let built = peel_index::merge(&layers, chain);
+        open.iter().try_for_each(|open| open.map.check())?;
+        let built = built?;
         let path = self.trees_dir.join(tree_name(chain));
         let numbered = (MERGER_VERSION, built.numbering());
         let slot = self.kept_tree_slot(chain, numbered).unwrap_or(slot);
@@ -356,14 +366,17 @@ impl Layers {
     pub(crate) fn open_layer(&self, slot: Slot) -> Result<Arc<OpenLayer>, LayersError> {
         let path = {
             let tables = self.tables();
-            if let Some(open) = tables.open_layers.get(&slot) {
-                return Ok(Arc::clone(open));
+            match tables.open_layers.get(&slot) {
+                Some(open) if open.map.is_whole() => return Ok(Arc::clone(open)),
+                _ => tables.path(slot, &self.layers_dir)?,
             }
-            tables.path(slot, &self.layers_dir)?
         };
-        let index = read_layer(&path)?;
-        check_name(&path, &file_name(&index.diff_id()))?;
-        check_slot(&path, slot, index.slot())?;
+        let (index, map) = self.unless_damaged(slot, &path, || {
+            let (index, map) = read_layer(&path)?;
+            check_name(&path, &file_name(&index.diff_id()))?;
+            check_slot(&path, slot, index.slot())?;
+            Ok((index, map))
+        })?;
         let blob = self.content.path(&index.blob());
         let source = |is_copy, path: PathBuf| {
             let blob = ByPath::new(&self.descriptors, (slot, is_copy), path.clone());
@@ -373,25 +386,34 @@ impl Layers {
         let copy = (index.copy_len() > 0).then(|| source(true, copy_path(&path)));
         let open = OpenLayer {
             index: Arc::new(index),
+            map,
             blob: source(false, blob)?,
             copy: copy.transpose()?,
             starts: Starts::new(),
             told: Mutex::default(),
         };
         let open = Arc::new(open);
-        Ok(Arc::clone(self.tables_mut().open_layers.entry(slot).or_insert(open)))
+        let mut tables = self.tables_mut();
+        let held = tables.open_layers.entry(slot).or_insert_with(|| Arc::clone(&open));
+        if !held.map.is_whole() {
+            *held = open;
+        }
+        Ok(Arc::clone(held))
     }
 
     pub(crate) fn open_tree(&self, slot: Slot) -> Result<Arc<Tree>, LayersError> {
         let path = {
             let tables = self.tables();
-            if let Some(open) = tables.open_trees.get(&slot) {
-                return Ok(Arc::clone(open));
+            match tables.open_trees.get(&slot) {
+                Some((tree, map)) if map.is_whole() => return Ok(Arc::clone(tree)),
+                _ => tables.path(slot, &self.trees_dir)?,
             }
-            tables.path(slot, &self.trees_dir)?
         };
-        let tree = read_tree(&path)?;
-        check_slot(&path, slot, tree.slot())?;
+        let (tree, map) = self.unless_damaged(slot, &path, || {
+            let (tree, map) = read_tree(&path)?;
+            check_slot(&path, slot, tree.slot())?;
+            Ok((tree, map))
+        })?;
         for merged in tree.layers() {
             let layer = self.open_layer(merged.slot)?;
             let found = (layer.index.diff_id(), layer.index.numbering());
@@ -404,8 +426,13 @@ impl Layers {
                 });
             }
         }
-        let tree = Arc::new(tree);
-        Ok(Arc::clone(self.tables_mut().open_trees.entry(slot).or_insert(tree)))
+        let open = (Arc::new(tree), map);
+        let mut tables = self.tables_mut();
+        let held = tables.open_trees.entry(slot).or_insert_with(|| open.clone());
+        if !held.1.is_whole() {
+            *held = open;
+        }
+        Ok(Arc::clone(&held.0))
     }
 }
 
@@ -528,15 +555,6 @@ fn check_slot(path: &Path, expected: Slot, found: Slot) -> Result<(), LayersErro
         expected: format!("slot {expected}"),
         found: format!("slot {found}"),
     })
-}
-
-fn map(path: &Path) -> Result<peel_index::Bytes, LayersError> {
-    let file = File::open(path).map_err(LayersError::io("open", path))?;
-    // SAFETY: files below layers/ and trees/ are written aside and renamed into place, after which
-    // peel never writes to them; the directory is writable by peel's user alone.
-    #[expect(unsafe_code, reason = "an index is used in place; see the module's invariant")]
-    let map = unsafe { Mmap::map(&file) }.map_err(LayersError::io("map", path))?;
-    Ok(Arc::new(map))
 }
 
 fn temporary(dir: &Path) -> Result<tempfile::NamedTempFile, LayersError> {

@@ -14,6 +14,7 @@ use peel_index::{Layer, Piece, Slot, Span, SpanCoding, SpanReader, SpanSource, T
 use super::{
     BlobSource, Layers, OpenLayer, SpanReadError,
     cache::{AheadExtent, Cost, Decoder, Origin, Room, SpanError},
+    map::losses,
 };
 
 /// Bytes decoded past what a read needs. Whoever reads a bit of a span often reads the next bit, and
@@ -81,12 +82,14 @@ impl Origin for SpanOrigin<'_> {
         read.map_err(|e| self.failed(Box::new(e)))?;
         let reader = self.layer.index.begin_span(self.number, compressed);
         let mut reader = reader.map_err(|e| self.failed(Box::new(e)))?;
+        self.check()?;
         reader.lend(tar);
         Ok(reader)
     }
 
     fn advance(&self, reader: &mut SpanReader, upto: usize) -> Result<(), SpanError> {
         reader.advance(upto).map_err(|e| self.failed(Box::new(e)))?;
+        self.check()?;
         if reader.is_complete() {
             self.layer.told().remove(&self.number);
         }
@@ -95,6 +98,11 @@ impl Origin for SpanOrigin<'_> {
 }
 
 impl SpanOrigin<'_> {
+    /// What the index said of the span counts only while that is whole.
+    fn check(&self) -> Result<(), SpanError> {
+        self.layer.map.check().map_err(|e| self.failed(Box::new(e)))
+    }
+
     fn failed(&self, error: Box<dyn StdError + Send + Sync>) -> SpanError {
         Arc::new(self.layer.failed(&self.span, error))
     }
@@ -222,8 +230,12 @@ impl FileSource for Layers {
     fn layer(&self, slot: Slot) -> Option<Arc<Layer>> {
         self.open_layer(slot)
             .map(|open| Arc::clone(&open.index))
-            .inspect_err(|error| tracing::error!(%slot, %error, "no layer to serve"))
+            .inspect_err(|error| tracing::debug!(%slot, %error, "no layer to serve"))
             .ok()
+    }
+
+    fn losses(&self) -> u64 {
+        losses()
     }
 
     fn read(
@@ -235,7 +247,7 @@ impl FileSource for Layers {
         sink: &mut dyn Sink,
     ) -> Result<(), ReadError> {
         let open = self.open_layer(layer).map_err(|error| {
-            tracing::error!(slot = %layer, %error, "no layer to read");
+            tracing::debug!(slot = %layer, %error, "no layer to read");
             ReadError::NoLayer { layer }
         })?;
         let asked = offset..offset.saturating_add(len.into());

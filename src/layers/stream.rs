@@ -47,7 +47,9 @@ impl LayerTar {
 
     /// Reads the next span; gives whether there was one.
     fn next_span(&mut self) -> io::Result<bool> {
-        let Some(span) = self.stream.wanted() else { return Ok(false) };
+        let wanted = self.stream.wanted();
+        self.open.map.check().map_err(io::Error::other)?;
+        let Some(span) = wanted else { return Ok(false) };
         let failed = |error| io::Error::other(self.open.failed(&span, error));
         let compressed = &mut self.compressed;
         self.open.compressed(&span, compressed).map_err(|error| failed(Box::new(error)))?;

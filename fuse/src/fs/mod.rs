@@ -103,9 +103,25 @@ impl<S: FileSource> Filesystem<S> {
         Self { source }
     }
 
+    /// Runs what only looks, once more where something of the source was lost meanwhile: what was
+    /// lost is not given out again, so in the end that is an error or the truth.
+    fn steady<T>(&self, look: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        loop {
+            let before = self.source.losses();
+            let found = look();
+            if self.source.losses() == before {
+                return found;
+            }
+        }
+    }
+
     /// Finds `name` in the directory `parent`. `.` and `..` are names too: `.` of any inode is
     /// itself, which is how the kernel opens a file handle whose inode it has forgotten.
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Lookup, Error> {
+        self.steady(|| self.find(parent, name))
+    }
+
+    fn find(&self, parent: u64, name: &[u8]) -> Result<Lookup, Error> {
         let node = node(parent)?;
         match name {
             b"." => return self.inode(node).map(Lookup::Found),
@@ -131,16 +147,18 @@ impl<S: FileSource> Filesystem<S> {
 
     /// The attributes of an inode.
     pub fn getattr(&self, ino: u64) -> Result<Inode, Error> {
-        self.inode(node(ino)?)
+        self.steady(|| self.inode(node(ino)?))
     }
 
     /// The target of a symbolic link.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, Error> {
-        let (layer, _, number) = self.content(ino, FileKind::Symlink)?;
-        match layer.symlink_target(number) {
-            Some(target) => Ok(target.to_vec()),
-            None => Err(Error::WrongKind { ino }),
-        }
+        self.steady(|| {
+            let (layer, _, number) = self.content(ino, FileKind::Symlink)?;
+            match layer.symlink_target(number) {
+                Some(target) => Ok(target.to_vec()),
+                None => Err(Error::WrongKind { ino }),
+            }
+        })
     }
 
     /// Gives the bytes `offset..offset + len` of a regular file to `reply`, in one piece; fewer only
@@ -154,25 +172,52 @@ impl<S: FileSource> Filesystem<S> {
         buffer: &mut Vec<u8>,
         reply: &mut dyn Sink,
     ) -> Result<(), Error> {
+        loop {
+            let before = self.source.losses();
+            let is_steady = || self.source.losses() == before;
+            buffer.clear();
+            let mut gather =
+                Gather { expected: 0, found: 0, replied: false, is_steady, buffer, reply };
+            let result = self.read_once(ino, offset, len, &mut gather);
+            if gather.replied || is_steady() {
+                return result;
+            }
+        }
+    }
+
+    fn read_once<F: Fn() -> bool>(
+        &self,
+        ino: u64,
+        offset: u64,
+        len: u32,
+        gather: &mut Gather<'_, F>,
+    ) -> Result<(), Error> {
         let (slot, number, len) = self.readable(ino, offset, len)?;
         let failed = |source| Error::Read { ino, offset, len, source };
-        let expected = len as usize;
-        let mut gather = Gather { expected, found: 0, buffer, reply };
+        gather.expected = len as usize;
         if len > 0 {
-            self.source.read(slot, number, offset, len, &mut gather).map_err(failed)?;
+            self.source.read(slot, number, offset, len, gather).map_err(failed)?;
         }
-        match gather.finish() {
-            found if found == expected => Ok(()),
-            found => Err(failed(ReadError::Length { layer: slot, number, expected, found })),
+        gather.finish();
+        let Gather { expected, found, .. } = *gather;
+        match found == expected {
+            true => Ok(()),
+            false => Err(failed(ReadError::Length { layer: slot, number, expected, found })),
         }
     }
 
     /// As [`read`](Self::read) where nothing has to be waited for; false otherwise, and where the
     /// read is in error.
     pub fn read_ready(&self, ino: u64, offset: u64, len: u32, reply: &mut dyn Sink) -> bool {
+        let before = self.source.losses();
+        let is_steady = || self.source.losses() == before;
         match self.readable(ino, offset, len) {
             Ok((slot, number, len @ 1..)) => {
-                self.source.read_ready(slot, number, offset, len, reply)
+                let expected = len as usize;
+                let buffer = &mut Vec::new();
+                let mut gather =
+                    Gather { expected, found: 0, replied: false, is_steady, buffer, reply };
+                self.source.read_ready(slot, number, offset, len, &mut gather) && gather.replied
             }
             _ => false,
         }
@@ -198,17 +243,17 @@ impl<S: FileSource> Filesystem<S> {
     /// Statistics of the tree that an inode is in. A file belongs to a layer, and so to any number
     /// of trees: of such a one, its layer's.
     pub fn statfs(&self, ino: u64) -> Result<Statistics, Error> {
-        let (bytes, inodes) = match node(ino)? {
-            NodeId::Root => (0, 1),
+        let (bytes, inodes) = self.steady(|| match node(ino)? {
+            NodeId::Root => Ok((0, 1)),
             NodeId::Tree { slot, .. } => {
                 let totals = self.tree(slot, ino)?.totals();
-                (totals.bytes, totals.inodes)
+                Ok((totals.bytes, totals.inodes))
             }
             NodeId::Layer { slot, .. } => {
                 let layer = self.layer(slot, ino)?;
-                (layer.tar_len(), layer.inode_count().into())
+                Ok((layer.tar_len(), layer.inode_count().into()))
             }
-        };
+        })?;
         Ok(Statistics { blocks: bytes.div_ceil(BLOCK_SIZE.into()), inodes })
     }
 
@@ -351,18 +396,24 @@ fn slot_of_name(name: &[u8]) -> Option<Slot> {
     Slot::new(text.parse().ok()?)
 }
 
-/// Makes one piece of what a source gives: passed on as it is where it comes in one.
-struct Gather<'a> {
+/// Makes one piece of what a source gives: passed on as it is where it comes in one. Passes on
+/// nothing once something was lost.
+struct Gather<'a, F> {
     expected: usize,
     found: usize,
+    replied: bool,
+    is_steady: F,
     buffer: &'a mut Vec<u8>,
     reply: &'a mut dyn Sink,
 }
 
-impl Sink for Gather<'_> {
+impl<F: Fn() -> bool> Sink for Gather<'_, F> {
     fn data(&mut self, bytes: &[u8]) {
         if self.found == 0 && bytes.len() == self.expected {
-            self.reply.data(bytes);
+            if (self.is_steady)() {
+                self.reply.data(bytes);
+                self.replied = true;
+            }
         } else if self.buffer.len() + bytes.len() <= self.expected {
             self.buffer.extend_from_slice(bytes);
         }
@@ -374,13 +425,14 @@ impl Sink for Gather<'_> {
     }
 }
 
-impl Gather<'_> {
-    /// Passes on what came in pieces, if it is all; gives how much came.
-    fn finish(self) -> usize {
-        if self.found == self.expected && self.buffer.len() == self.expected {
+impl<F: Fn() -> bool> Gather<'_, F> {
+    /// Passes on what came in pieces, if it is all.
+    fn finish(&mut self) {
+        let is_all = self.found == self.expected && self.buffer.len() == self.expected;
+        if is_all && !self.replied && (self.is_steady)() {
             self.reply.data(self.buffer);
+            self.replied = true;
         }
-        self.found
     }
 }
 

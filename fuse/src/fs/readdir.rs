@@ -23,6 +23,9 @@ pub struct DirEntry<'a> {
     pub offset: u64,
 }
 
+/// The layer that the last entry's inode was in: the entries of a directory mostly come from one.
+type Held = Option<(Slot, Arc<Layer>)>;
+
 /// The index of the first entry after `.` and `..` that an offset asks for.
 fn index_of(offset: u64) -> u64 {
     offset.saturating_sub(2)
@@ -37,7 +40,7 @@ impl<S: FileSource> Filesystem<S> {
         offset: u64,
         full: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Error> {
-        self.list(ino, offset, |_, entry| Ok(full(entry)))
+        self.list(ino, offset, |_, _, _| Ok(()), |entry, ()| full(entry))
     }
 
     /// Lists a directory as [`readdir`](Self::readdir) does, with the inodes. An inode that cannot
@@ -51,18 +54,16 @@ impl<S: FileSource> Filesystem<S> {
         full: &mut dyn FnMut(DirEntry<'_>, &Inode) -> bool,
     ) -> Result<(), Error> {
         let own = self.getattr(ino)?;
-        let mut first = true;
-        // The entries of a directory mostly come from one layer
-        let mut last: Option<(Slot, Arc<Layer>)> = None;
-        self.list(ino, offset, |tree, entry| {
-            let inode = match NodeId::from_raw(entry.ino) {
+        let inode =
+            |tree: Option<&Tree>, last: &mut Held, entry: &DirEntry<'_>| match NodeId::from_raw(
+                entry.ino,
+            ) {
                 _ if entry.name == b"." || entry.name == b".." => Ok(own),
                 Some(NodeId::Layer { slot, number }) => {
                     if last.as_ref().is_none_or(|(held, _)| *held != slot) {
-                        last = self.source.layer(slot).map(|layer| (slot, layer));
+                        *last = self.source.layer(slot).map(|layer| (slot, layer));
                     }
-                    let held = last.as_ref().filter(|(held, _)| *held == slot);
-                    let attr = held.and_then(|(_, layer)| layer.inode(number));
+                    let attr = last.as_ref().and_then(|(_, layer)| layer.inode(number));
                     attr.ok_or(Error::Dangling { ino, layer: slot, number })
                         .map(|attr| Inode::unchanging(NodeId::Layer { slot, number }, attr))
                 }
@@ -73,22 +74,48 @@ impl<S: FileSource> Filesystem<S> {
                 }
                 Some(NodeId::Root) | None => Err(Error::Stale { ino: entry.ino }),
             };
-            match inode {
-                Ok(inode) => {
-                    first = false;
-                    Ok(full(entry, &inode))
-                }
-                Err(error) if first => Err(error),
-                Err(_) => Ok(true),
-            }
-        })
+        self.list(ino, offset, inode, |entry, inode| full(entry, &inode))
     }
 
-    fn list(
+    /// Lists what `look` finds for each entry, from `offset` until `full`. Where something of the
+    /// source is lost meanwhile, the listing ends before it, or begins again.
+    fn list<T>(
         &self,
         ino: u64,
         offset: u64,
-        mut full: impl FnMut(Option<&Tree>, DirEntry<'_>) -> Result<bool, Error>,
+        mut look: impl FnMut(Option<&Tree>, &mut Held, &DirEntry<'_>) -> Result<T, Error>,
+        mut full: impl FnMut(DirEntry<'_>, T) -> bool,
+    ) -> Result<(), Error> {
+        let mut is_first = true;
+        loop {
+            let before = self.source.losses();
+            let is_steady = || self.source.losses() == before;
+            let mut last = None;
+            let result = self.each_entry(ino, offset, |tree, entry| {
+                let found = look(tree, &mut last, &entry);
+                if !is_steady() {
+                    return Ok(true);
+                }
+                match found {
+                    Ok(found) => {
+                        is_first = false;
+                        Ok(full(entry, found))
+                    }
+                    Err(error) if is_first => Err(error),
+                    Err(_) => Ok(true),
+                }
+            });
+            if !is_first || is_steady() {
+                return result;
+            }
+        }
+    }
+
+    fn each_entry(
+        &self,
+        ino: u64,
+        offset: u64,
+        mut each: impl FnMut(Option<&Tree>, DirEntry<'_>) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         let (parent, tree) = match node(ino)? {
             NodeId::Root => (NodeId::Root, None),
@@ -110,7 +137,7 @@ impl<S: FileSource> Filesystem<S> {
         let dots = [(b".".as_slice(), ino), (b"..".as_slice(), parent.to_raw())];
         for (at, (name, ino)) in (1..).zip(dots).skip(usize::try_from(offset).unwrap_or(2)) {
             let entry = DirEntry { name, ino, kind: FileKind::Directory, offset: at };
-            if full(tree.as_ref().map(|(tree, _)| &**tree), entry)? {
+            if each(tree.as_ref().map(|(tree, _)| &**tree), entry)? {
                 return Ok(());
             }
         }
@@ -129,7 +156,7 @@ impl<S: FileSource> Filesystem<S> {
                 kind: entry.kind,
                 offset: u64::from(index) + 3,
             };
-            if full(Some(&tree), listed)? {
+            if each(Some(&tree), listed)? {
                 break;
             }
         }

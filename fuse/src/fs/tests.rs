@@ -4,6 +4,7 @@ use super::*;
 
 #[path = "../../tests/fuse/image.rs"]
 mod image;
+mod losing;
 
 use image::{Kind, MemorySource, Node, noise, slot};
 

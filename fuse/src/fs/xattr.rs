@@ -12,26 +12,30 @@ impl<S: FileSource> Filesystem<S> {
     /// [`Error::NoXattr`] where there is none. It is never "not provided": the kernel would hide
     /// file capabilities on the whole connection from then on.
     pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Error> {
-        let mut value = None;
-        self.each_xattr(ino, &mut |found, content| {
-            if found == name {
-                value = Some(content.to_vec());
-            }
-        })?;
-        value.ok_or(Error::NoXattr)
+        self.steady(|| {
+            let mut value = None;
+            self.each_xattr(ino, &mut |found, content| {
+                if found == name {
+                    value = Some(content.to_vec());
+                }
+            })?;
+            value.ok_or(Error::NoXattr)
+        })
     }
 
     /// The names of all extended attributes, each followed by a NUL, as listxattr(2) wants them.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>, Error> {
-        let mut names = Vec::new();
-        self.each_xattr(ino, &mut |name, _| {
-            // The kernel refuses the whole list for one empty name
-            if !name.is_empty() && !name.contains(&0) {
-                names.extend_from_slice(name);
-                names.push(0);
-            }
-        })?;
-        Ok(names)
+        self.steady(|| {
+            let mut names = Vec::new();
+            self.each_xattr(ino, &mut |name, _| {
+                // The kernel refuses the whole list for one empty name
+                if !name.is_empty() && !name.contains(&0) {
+                    names.extend_from_slice(name);
+                    names.push(0);
+                }
+            })?;
+            Ok(names)
+        })
     }
 
     fn each_xattr(&self, ino: u64, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error> {

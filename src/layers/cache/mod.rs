@@ -21,8 +21,8 @@
 //!
 //! Everything counts: decoded bytes, compressed ones and decoders of what is partial, decodes under
 //! way, spare buffers. A decode is charged before it begins. Where there is no room and everything
-//! left is in use, it waits until another ends; only a decode that is alone goes past the bound, so
-//! that a bound of less than a span works too. What decoding ahead may take is in
+//! left is in use, it waits until another ends or a reader is done; only a decode that is alone goes
+//! past the bound, so that a bound of less than a span works too. What decoding ahead may take is in
 //! [`Table::admit`](table::Table::admit).
 //!
 //! # Locking

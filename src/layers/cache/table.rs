@@ -287,7 +287,7 @@ impl<D: Decoder> Table<D> {
     }
 
     /// Charges a decode that is about to begin for `cost` bytes and gives it buffers, if there is
-    /// room or room can be made. A request is never refused while no other decode is under way.
+    /// room or room can be made. A request is never refused while nothing else takes memory.
     /// Decoding ahead takes at most one part in `share` of the cache for spans that nobody came for.
     pub(super) fn admit(&mut self, cost: Cost, room: &mut Room, share: Option<u64>) -> bool {
         let ahead = share.is_some();
@@ -309,7 +309,8 @@ impl<D: Decoder> Table<D> {
             }
         }
         let fits = self.bytes + cost.total() <= self.capacity;
-        if !fits && (ahead || self.active > 0) {
+        // What is left is of decodes under way and of spans that somebody reads: all of it goes
+        if !fits && (ahead || self.bytes > 0) {
             return false;
         }
         self.bytes += cost.total();

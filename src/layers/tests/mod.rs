@@ -1,5 +1,6 @@
 //! The store of indexes and trees, over real files.
 
+mod cut;
 mod reading;
 mod starting;
 
