@@ -103,7 +103,11 @@ fn pipeline(spread: bool, blob: &str, out: &str) -> Outcome {
     })?;
     let built = builder.finish()?;
     copy.write_all(&built.copy_rest)?;
-    copy.into_inner()?.sync_all()?;
+    let copy = copy.into_inner()?;
+    // Most layers have none, and then nothing of it is kept
+    if built.copy_len > 0 {
+        copy.sync_all()?;
+    }
     let mut index = File::create(out)?;
     let slot = Slot::new(1).ok_or("no slot")?;
     windows.rewind()?;

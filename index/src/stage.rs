@@ -7,8 +7,9 @@
 //! ```
 //! Jobs of a stage are done one after the other in the order in which they were given, by one of the
 //! two at a time; so where they are done changes nothing but the time. What waits is bounded in
-//! bytes. The caller has no time to lose with waiting: where there is no room, it helps. A helper
-//! that has slept is not woken for less than [`ENOUGH`], for each time costs the caller 5 us.
+//! bytes. The caller has no time to lose with waiting: where there is no room, it helps. Nor with
+//! waking the helper, 5 us each time: that looks for jobs by itself every [`NAP`], and sleeps only
+//! after [`NAPS`] in vain; then it is not woken for less than [`ENOUGH`].
 //!
 //! Locks: one over each queue, one over the sums ([`Line`]); never one within the other, and none
 //! while a job is done.
@@ -19,14 +20,22 @@ use std::{
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 /// Bytes that may wait for the helper, and one job more. Much less and the caller helps too often,
 /// much more and nothing of it is in a cache any longer.
-const MOST: usize = 1 << 20;
+const MOST: usize = 2 << 20;
 
 /// Bytes that have to wait before a helper is woken.
 const ENOUGH: usize = 256 << 10;
+
+/// How long a helper without jobs waits before it looks for some: as long as it takes to decode 100
+/// KiB or so.
+const NAP: Duration = Duration::from_micros(100);
+
+/// How often it does, before it waits to be woken.
+const NAPS: u32 = 20;
 
 /// State that takes jobs.
 pub(crate) trait Work: Send + 'static {
@@ -166,14 +175,24 @@ struct Line {
 
 impl Crew {
     fn serve(&self) {
+        let mut naps = 0;
         loop {
             let seen = lock(&self.line).done;
-            while self.help() {}
+            while self.help() {
+                naps = 0;
+            }
             let mut line = lock(&self.line);
             // The caller may just have let go of a stage that has more
             if line.done != seen && line.weight > 0 && !line.is_over {
                 continue;
             }
+            if naps < NAPS && !line.is_over {
+                drop(line);
+                naps += 1;
+                thread::sleep(NAP);
+                continue;
+            }
+            naps = 0;
             line.helper_sleeps = true;
             while line.helper_sleeps && !line.is_over {
                 line = wait(&self.given, line);

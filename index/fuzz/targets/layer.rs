@@ -1,8 +1,8 @@
 //! `LayerBuilder` from end to end: entries of any kind and form to a tar, compressed in several ways,
-//! and pushed in pieces.
+//! and pushed in pieces, with a helper and without.
 //!
 //! Invariants: no panic; what is built can be opened; all of it can be walked and pieces stay in
-//! bounds; the spans give the tar, and the diffID is its digest; splits make no difference; a merge of
+//! bounds; the spans give the tar, and the diffID is its digest; splits and threads make no difference; a merge of
 //! it, and twice of it, succeeds or fails and can be opened and walked.
 #![no_main]
 
@@ -88,8 +88,14 @@ fn tar_of(input: &mut Input<'_>) -> Vec<u8> {
 }
 
 /// Builds a layer from a blob in pieces; with the whole seekable copy.
-fn build<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(BuiltLayer, Vec<u8>), BuildError> {
+fn build<'a>(
+    pieces: impl Iterator<Item = &'a [u8]>,
+    spread: bool,
+) -> Result<(BuiltLayer, Vec<u8>), BuildError> {
     let mut builder = LayerBuilder::new(Algorithm::Sha512);
+    if spread {
+        builder.spread();
+    }
     let mut copy = Vec::new();
     for piece in pieces {
         builder.push(piece)?;
@@ -112,8 +118,8 @@ fuzz_target!(|data: &[u8]| {
     let mut coding = Input::new(input.take(2));
     let tar = tar_of(&mut input);
     let blob = blob::compress(&tar, &mut coding);
-    let whole = build([&blob[..]].into_iter());
-    let again = build(split(&blob, way));
+    let whole = build([&blob[..]].into_iter(), way & 1 == 1);
+    let again = build(split(&blob, way), way & 3 == 2);
     let (built, copy) = match (whole, again) {
         (Ok(built), Ok((again, copy))) => {
             assert!(built.0.encode(slot(1)) == again.encode(slot(1)), "another split");

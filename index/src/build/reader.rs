@@ -11,6 +11,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
+
 use super::{BuildError, apply::LayerTree};
 use crate::{
     digest::{Algorithm, Digest, Hasher},
@@ -19,7 +21,10 @@ use crate::{
 };
 
 /// Bytes that are handed over at once where they have to be copied.
-const BUFFER: usize = 128 << 10;
+const BUFFER: usize = if cfg!(fuzzing) { 3000 } else { 128 << 10 };
+
+/// Bytes of a blob that are copied once for all who keep them: fewer would waste the buffer.
+const WORTH: usize = BUFFER / 2;
 
 /// Most buffers of a kind that are kept to be used again.
 const SPARE: usize = 16;
@@ -32,7 +37,7 @@ pub(super) struct Digests {
     blob: Hasher,
     diff_id: Hasher,
     /// Bytes of the blob that wait for bytes of tar, and where the first buffer goes on.
-    waiting: VecDeque<Shared>,
+    waiting: VecDeque<Bytes>,
     from: usize,
 }
 
@@ -41,8 +46,8 @@ const WAITING: usize = 4;
 
 /// Bytes, in order for each of the two.
 pub(super) enum Hash {
-    Blob(Shared),
-    Tar(Shared),
+    Blob(Bytes),
+    Tar(Bytes),
 }
 
 impl Work for Digests {
@@ -57,14 +62,14 @@ impl Work for Digests {
                     self.together(&[]);
                 }
             }
-            Hash::Tar(tar) => self.together(tar.bytes()),
+            Hash::Tar(tar) => self.together(&tar),
         }
         Ok(())
     }
 
     fn weight(job: &Hash) -> usize {
         let (Hash::Blob(bytes) | Hash::Tar(bytes)) = job;
-        bytes.bytes().len()
+        bytes.len()
     }
 }
 
@@ -82,7 +87,7 @@ impl Digests {
     fn together(&mut self, tar: &[u8]) {
         let mut tar = tar;
         while let Some(first) = self.waiting.front() {
-            let rest = &first.bytes()[self.from..];
+            let rest = &first[self.from..];
             let len = if tar.is_empty() { rest.len() } else { rest.len().min(tar.len()) };
             let (now, later) = tar.split_at(len.min(tar.len()));
             self.blob.update_with(&rest[..len], &mut self.diff_id, now);
@@ -115,15 +120,15 @@ pub(super) struct Reader {
 }
 
 impl Work for Reader {
-    type Job = Shared;
+    type Job = Bytes;
     type Error = BuildError;
 
-    fn run(&mut self, tar: Shared) -> Result<(), BuildError> {
-        self.tar(tar.bytes())
+    fn run(&mut self, tar: Bytes) -> Result<(), BuildError> {
+        self.tar(&tar)
     }
 
-    fn weight(tar: &Shared) -> usize {
-        tar.bytes().len()
+    fn weight(tar: &Bytes) -> usize {
+        tar.len()
     }
 }
 
@@ -142,17 +147,15 @@ impl Reader {
 }
 
 /// A part of a buffer that goes back when nobody needs it any more.
-pub(super) struct Shared(Arc<Lent>);
-
 struct Lent {
     buffer: Vec<u8>,
     part: Range<usize>,
     spare: Spare,
 }
 
-impl Shared {
-    fn bytes(&self) -> &[u8] {
-        &self.0.buffer[self.0.part.clone()]
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[self.part.clone()]
     }
 }
 
@@ -180,8 +183,8 @@ impl Spare {
         self.lock().pop()
     }
 
-    fn share(&self, buffer: Vec<u8>, part: Range<usize>) -> Shared {
-        Shared(Arc::new(Lent { buffer, part, spare: self.clone() }))
+    fn share(&self, buffer: Vec<u8>, part: Range<usize>) -> Bytes {
+        Bytes::from_owner(Lent { buffer, part, spare: self.clone() })
     }
 }
 
@@ -281,9 +284,8 @@ impl ReaderStage {
         self.share_tar(self.whole.share(buffer, tar))
     }
 
-    fn share_tar(&mut self, tar: Shared) -> Result<(), BuildError> {
-        let again = Shared(Arc::clone(&tar.0));
-        let Ok(()) = self.digests.send(Hash::Tar(again));
+    fn share_tar(&mut self, tar: Bytes) -> Result<(), BuildError> {
+        let Ok(()) = self.digests.send(Hash::Tar(tar.clone()));
         self.reader.send(tar)
     }
 
@@ -297,8 +299,26 @@ impl ReaderStage {
         self.share_tar(self.small.share(tar, 0..len))
     }
 
+    /// As [`Self::push_blob`], where that would copy; gives the copy, of the first [`BUFFER`] bytes
+    /// at most. `None` where `blob` is too short to be worth it.
+    pub(super) fn share_blob(&mut self, blob: &[u8]) -> Option<Bytes> {
+        if self.digests.is_here() || blob.len() < WORTH {
+            return None;
+        }
+        self.send_blob();
+        let (mut copy, mut rest) = (Vec::new(), &blob[..blob.len().min(BUFFER)]);
+        let len = rest.len();
+        fill(&mut copy, &self.small, &mut rest);
+        let copy = self.small.share(copy, 0..len);
+        let Ok(()) = self.digests.send(Hash::Blob(copy.clone()));
+        Some(copy)
+    }
+
     fn send_blob(&mut self) {
         let blob = std::mem::take(&mut self.blob);
+        if blob.is_empty() {
+            return;
+        }
         let len = blob.len();
         let Ok(()) = self.digests.send(Hash::Blob(self.small.share(blob, 0..len)));
     }

@@ -17,10 +17,13 @@
 //! which bytes before the span it looks at. Within SPAN_MAX of tar, a block is at most twice its
 //! content, and blocks without content are cut off at HELD_TARGET, so a few MiB are held at most.
 
+use bytes::Bytes;
+
 use super::{
     CodecError, Compression, TarSink,
     assembly::{Assembly, Limits},
     header::{Fault, Header, TRAILER},
+    held::Held,
     inflate::{Inflate, Status, Stop, WINDOW},
     members::Members,
     output::Output,
@@ -59,6 +62,8 @@ pub(super) struct GzipStream {
     reach: usize,
     /// The last blob byte consumed: a boundary may lie inside it.
     last: u8,
+    /// What is being pushed, where others have it as well.
+    shared: Option<Bytes>,
 }
 
 impl Default for GzipStream {
@@ -74,19 +79,24 @@ impl Default for GzipStream {
             member: 0,
             reach: 0,
             last: 0,
+            shared: None,
         }
     }
 }
 
 impl GzipStream {
-    /// Where data is corrupt, what was decoded before is with the sink.
+    /// `blob` is a part of `shared`, where there is that. Where data is corrupt, what was decoded
+    /// before is with the sink.
     pub(super) fn push(
         &mut self,
         assembly: &mut Assembly,
         blob: &[u8],
+        shared: Option<&Bytes>,
         sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
+        self.shared = shared.cloned();
         let pushed = self.advance(assembly, blob, sink);
+        self.shared = None;
         self.output.tell(sink, pushed.is_err())?;
         pushed
     }
@@ -162,13 +172,14 @@ impl GzipStream {
 
     /// Takes bytes from the front of `blob`, until `left` remain.
     fn consume(&mut self, blob: &mut &[u8], left: usize) {
+        let shared = self.shared.as_ref();
         let (taken, rest) = blob.split_at(blob.len() - left);
         if let Some(&last) = taken.last() {
             self.last = last;
             self.offset += taken.len() as u64;
         }
         if self.stretch == Stretch::Span {
-            self.open.held.extend_from_slice(taken);
+            self.open.held.extend(taken, shared);
         }
         *blob = rest;
     }
@@ -235,12 +246,13 @@ impl GzipStream {
         let open = &mut self.open;
         self.inflate.sparse_window(&mut open.window);
         let mut tar = vec![0; open.tar_len as usize];
-        let mut members = Members::new(open.bits, &open.window, &open.held);
-        if members.decode(&open.held, &mut tar, 0, usize::MAX) != tar.len() {
+        let held = open.held.joined();
+        let mut members = Members::new(open.bits, &open.window, &held);
+        if members.decode(&held, &mut tar, 0, usize::MAX) != tar.len() {
             return Err(CodecError::Deflate { offset: self.offset });
         }
         self.stretch = Stretch::Gap;
-        self.open.held = Vec::new();
+        self.open.held = Held::default();
         assembly.copy_tar(&tar)
     }
 
@@ -273,7 +285,7 @@ impl GzipStream {
         self.open.restart(self.offset - u64::from(bits > 0), bits);
         self.complete = (0, 0);
         if bits > 0 {
-            self.open.held.push(self.last);
+            self.open.held.extend(&[self.last], None);
         }
     }
 

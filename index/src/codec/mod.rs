@@ -48,6 +48,7 @@ mod copy;
 mod error;
 mod gzip;
 mod header;
+mod held;
 mod inflate;
 mod members;
 mod output;
@@ -62,6 +63,8 @@ mod zstd;
 mod tests;
 
 use std::{fmt, ops::Range};
+
+use bytes::Bytes;
 
 use crate::stage::Helper;
 
@@ -247,7 +250,16 @@ impl StreamDecoder {
         blob: &[u8],
         sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
-        self.guard(|decoder| decoder.advance(blob, false, sink))
+        self.guard(|decoder| decoder.advance(blob, None, false, sink))
+    }
+
+    /// The same for bytes that others read as well; they may be kept for a while.
+    pub(crate) fn push_shared(
+        &mut self,
+        blob: &Bytes,
+        sink: &mut dyn TarSink,
+    ) -> Result<(), CodecError> {
+        self.guard(|decoder| decoder.advance(blob, Some(blob), false, sink))
     }
 
     /// Shares with a helper what the decoding itself need not wait for (digests, windows, the copy)
@@ -279,7 +291,7 @@ impl StreamDecoder {
 
     /// As [`Self::finish`].
     pub(crate) fn finish_to(mut self, sink: &mut dyn TarSink) -> Result<Decoded, CodecError> {
-        self.guard(|decoder| decoder.advance(&[], true, sink))?;
+        self.guard(|decoder| decoder.advance(&[], None, true, sink))?;
         let compression = match &mut self.stream {
             Stream::Unknown(_) => Compression::None,
             Stream::Plain(stream) => {
@@ -313,6 +325,7 @@ impl StreamDecoder {
     fn advance(
         &mut self,
         blob: &[u8],
+        shared: Option<&Bytes>,
         end: bool,
         sink: &mut dyn TarSink,
     ) -> Result<(), CodecError> {
@@ -328,13 +341,13 @@ impl StreamDecoder {
                         Compression::Gzip => Stream::Gzip(Box::default()),
                         Compression::Zstd => Stream::Zstd(Box::new(ZstdStream::new()?)),
                     };
-                    self.advance(&first, end, sink)?;
-                    self.advance(rest, end, sink)?;
+                    self.advance(&first, None, end, sink)?;
+                    self.advance(rest, shared, end, sink)?;
                 }
                 Ok(())
             }
             Stream::Plain(stream) => stream.push(assembly, blob, sink),
-            Stream::Gzip(stream) => stream.push(assembly, blob, sink),
+            Stream::Gzip(stream) => stream.push(assembly, blob, shared, sink),
             Stream::Zstd(stream) => stream.push(assembly, blob, sink),
         }
     }

@@ -5,7 +5,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CodecError, Span, SpanCoding, SpanSource, copy::CopyWriter, window::WindowPacker};
+use super::{
+    CodecError, Span, SpanCoding, SpanSource, copy::CopyWriter, held::Held, window::WindowPacker,
+};
 use crate::stage::Work;
 
 /// Shared with the other end: things on their way back from the table.
@@ -35,10 +37,10 @@ impl<T: Default> Default for Returned<T> {
 pub(super) struct DeflateSpan {
     /// Where `held` begins in the blob.
     pub(super) offset: u64,
-    /// High bits of `held[0]` that belong to the span; 0 when all do.
+    /// High bits of the first byte of `held` that belong to the span; 0 when all do.
     pub(super) bits: u8,
     /// The compressed bytes.
-    pub(super) held: Vec<u8>,
+    pub(super) held: Held,
     /// The tar bytes before the span, as far as its first member reaches back, with zeros for those
     /// that the span does not refer to; empty where it refers to none.
     pub(super) window: Vec<u8>,
@@ -157,7 +159,7 @@ impl Work for SpanTable {
 }
 
 impl SpanTable {
-    fn deflate(&mut self, span: DeflateSpan) -> Result<(), CodecError> {
+    fn deflate(&mut self, mut span: DeflateSpan) -> Result<(), CodecError> {
         let packer = match &mut self.packer {
             Some(packer) => packer,
             none => none.insert(WindowPacker::new()?),
@@ -174,8 +176,10 @@ impl SpanTable {
             coding: SpanCoding::Deflate { bits: span.bits },
             window_offset,
             window_len,
-            digest: *blake3::hash(&span.held).as_bytes(),
+            digest: span.held.digest(),
         });
+        // Buffers that others read go back at once
+        span.held.clear();
         self.spare_spans.lock().push(span);
         Ok(())
     }

@@ -11,8 +11,9 @@ use ::zstd::{bulk::Compressor, zstd_safe::compress_bound};
 
 use super::{CodecError, inflate::WINDOW};
 
-/// Levels above gain nothing on bytes that are mostly zero.
-const LEVEL: i32 = 3;
+/// Levels above gain next to nothing on bytes that are mostly zero: 3 takes 1 % off the windows, and
+/// twice the time.
+const LEVEL: i32 = 1;
 
 pub(super) struct WindowPacker {
     encoder: Compressor<'static>,
