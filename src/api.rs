@@ -17,8 +17,9 @@ mod generated {
 
 pub use generated::*;
 
-/// containerd's API of snapshots, generated from `daemon/proto/containerd.proto`. The modules are as
-/// deep as generated code takes them to be.
+/// containerd's API of snapshots and of layers that are applied, generated from
+/// `daemon/proto/containerd.proto` and `diff.proto`. The modules are as deep as generated code takes
+/// them to be.
 #[expect(
     missing_docs,
     unused_qualifications,
@@ -30,6 +31,11 @@ pub mod containerd {
         tonic::include_proto!("containerd.types");
     }
     pub mod services {
+        pub mod diff {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.diff.v1");
+            }
+        }
         pub mod snapshots {
             pub mod v1 {
                 tonic::include_proto!("containerd.services.snapshots.v1");

@@ -102,6 +102,14 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(out)
 }
 
+/// A path as overlayfs wants it for `upperdir` and `workdir`: it takes a backslash out of these, and
+/// not out of `lowerdir+`.
+///
+/// Source: `ovl_parse_param` in the kernel's fs/overlayfs/params.c.
+pub fn overlay_path(path: &[u8]) -> Vec<u8> {
+    path.split(|b| *b == b'\\').collect::<Vec<_>>().join(&b"\\\\"[..])
+}
+
 /// What this process sees mounted.
 ///
 /// # Errors
@@ -190,6 +198,12 @@ mod tests {
         assert_eq!(mounts[2].device, "0:32");
         assert_eq!(mounts[2].super_option("upperdir").collect::<Vec<_>>(), ["/x ,y"]);
         assert_eq!(mounts[2].super_option("rw").count(), 0);
+    }
+
+    #[test]
+    fn backslashes_are_doubled() {
+        assert_eq!(overlay_path(br"/a\b\\c:d"), br"/a\\b\\\\c:d");
+        assert_eq!(overlay_path(b"/plain"), b"/plain");
     }
 
     #[test]

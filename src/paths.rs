@@ -110,6 +110,11 @@ impl Paths {
         self.state.join("peel.log")
     }
 
+    /// Where uppers are.
+    pub fn uppers(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
     /// Mount point of the one FUSE filesystem.
     pub fn lower(&self) -> PathBuf {
         self.state.join("lower")

@@ -147,6 +147,14 @@ fn archives_of_others_are_read() {
     assert_eq!(String::from_utf8_lossy(&loaded.stdout), "docker.io/team/app:1\n", "{loaded:?}");
     shows_the_image(&fresh, "team/app:1");
 
+    if has_tool("zstd") {
+        run(Command::new("zstd").args(["-q", "-k", &docker])).ok();
+        let fresh = Peel::new();
+        let loaded = fresh.peel(["load", "-q", "-i", &format!("{docker}.zst")]).ok();
+        assert_eq!(loaded, "docker.io/team/app:1\n");
+        shows_the_image(&fresh, "team/app:1");
+    }
+
     // What peel writes in Docker's older way is read by skopeo
     fresh.peel(["export", "--format", "docker-archive", "-o", "old.tar", "team/app:1"]).ok();
     let old = format!("docker-archive:{}", fresh.path("old.tar").display());

@@ -157,3 +157,94 @@ fn run_gives_a_terminal_where_it_is_asked_to() {
     let refused = peel.peel(["run", "-t", "--rm", &reference]).fails(125);
     assert!(refused.contains("terminal"), "{refused}");
 }
+
+/// Runs a bundle's container, and gives what it prints.
+fn prints(peel: &Peel, bundle: &str) -> Vec<String> {
+    let out = runc(peel, &["run", "-b", bundle, &format!("peel-test-{bundle}")]).ok();
+    out.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_container_has_files_of_its_own() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    let mut layout = Layout::new(peel.path("layout"));
+    // /etc is the image's, with what it has of these files; /proc, /dev and /sys are there
+    let etc = Layer::new().dir("etc", 0o751).file("etc/hosts", 0o600, "the image's\n");
+    layout.image("box", vec![busybox(), etc], json!({}));
+    // Nothing but a shell
+    let shell = fs::read("/bin/busybox").expect("busybox");
+    let bare = Layer::new().dir("bin", 0o755).file("bin/sh", 0o755, shell);
+    layout.image("bare", vec![bare], json!({}));
+    let host = fs::read_to_string("/etc/resolv.conf").expect("resolv.conf");
+
+    for tag in ["box", "bare"] {
+        let reference = layout.reference(tag);
+        let script = "while read -r l; do echo \"hosts $l\"; done </etc/hosts; \
+                      while read -r l; do echo \"name $l\"; done </etc/hostname; \
+                      while read -r l; do echo \"resolv $l\"; done </etc/resolv.conf; \
+                      while read -r a b c; do echo \"mtab $b\"; done </etc/mtab; \
+                      [ -h /etc/mtab ] && [ -c /dev/null ] && echo links; echo more >>/etc/hosts";
+        let make = ["bundle", "--hostname", "box", &reference, tag, "--", "/bin/sh", "-c", script];
+        peel.peel(make).ok();
+        let lines = prints(&peel, tag);
+        for line in ["name box", "hosts 127.0.0.1\tbox", "mtab /etc/hosts", "mtab /proc", "links"] {
+            assert!(lines.iter().any(|found| found == line), "{tag}: {line:?} in {lines:?}");
+        }
+        let resolv: Vec<_> =
+            lines.iter().filter_map(|line| line.strip_prefix("resolv ")).map(str::trim).collect();
+        assert_eq!(resolv, host.lines().map(str::trim).collect::<Vec<_>>());
+        let hosts = fs::read_to_string(peel.path(tag).join("hosts")).expect("its own");
+        assert!(hosts.ends_with("\tbox\nmore\n"), "{hosts}");
+
+        // None of it is the image's: neither shown nor kept
+        assert_eq!(peel.peel(["diff", tag]).ok(), "", "{tag}");
+        let made = format!("localhost/{tag}:1");
+        peel.peel(["commit", tag, &made]).ok();
+        peel.peel(["mount", &made, "m"]).ok();
+        let names = |dir: &str| {
+            let mut names: Vec<_> = walk(&peel.path(dir))
+                .map(|p| p.strip_prefix(peel.path(dir)).unwrap().to_owned())
+                .collect();
+            names.sort();
+            names
+        };
+        peel.peel(["mount", &reference, "plain"]).ok();
+        assert_eq!(names("m"), names("plain"));
+        peel.peel(["umount", "m", "plain"]).ok();
+
+        let view = peel.json(["inspect", "--format", "docker", &reference]);
+        let snapshot = &view[0]["Snapshots"][0];
+        for (key, name) in [
+            ("HostsPath", "hosts"),
+            ("HostnamePath", "hostname"),
+            ("ResolvConfPath", "resolv.conf"),
+        ] {
+            assert_eq!(snapshot[key], peel.path(tag).join(name).display().to_string());
+        }
+        let lowers = snapshot["GraphDriver"]["Data"]["LowerDir"].as_str().expect("text");
+        assert_eq!(lowers.split(':').count(), 2, "{lowers}");
+        // What the container writes is, and beside it the directory that it is in
+        let bundle = peel.path(tag).join("rootfs/etc");
+        let mode = fs::metadata(&bundle).expect("etc").mode() & 0o7777;
+        assert_eq!(mode, if tag == "box" { 0o751 } else { 0o755 });
+        fs::write(bundle.join("new"), "new").expect("write");
+        fs::remove_file(bundle.join("mtab")).expect("remove");
+        let kind = if tag == "box" { "C" } else { "A" };
+        assert_eq!(peel.peel(["diff", tag]).ok(), format!("{kind} /etc\nA /etc/new\n"));
+        peel.peel(["bundle", "rm", tag]).ok();
+        assert!(!peel.path(tag).exists());
+    }
+
+    // The host's network with its files, read-only where the rootfs is
+    let reference = layout.reference("box");
+    let script = "cat /etc/hosts; cat /etc/hostname; echo x >>/etc/hosts || echo refused";
+    let args = ["--net", "host", "--read-only", &reference, "/bin/sh", "-c", script];
+    let ran = run(peel.command().args(["run", "--rm"]).args(args));
+    let hosts = fs::read_to_string("/etc/hosts").expect("hosts");
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").expect("name");
+    assert_eq!(ran.ok(), format!("{hosts}{name}refused\n"));
+    assert_eq!(peel.json(["snapshots", "ls", "--json"]), json!([]));
+}

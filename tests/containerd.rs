@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use peel_index::Digest;
 use serde_json::json;
@@ -10,7 +15,7 @@ use support::{
     Peel, can_mount,
     containerd::{Containerd, Snapshots, has_containerd},
     cri::Cri,
-    eventually,
+    drop_caches, eventually,
     image::{Layer, Layout, busybox},
     registry::{Registry, can_serve},
     run,
@@ -96,6 +101,14 @@ fn ctr_pulls_runs_commits_and_removes() {
         assert_eq!(exec("cat /data/one /data/three"), "onebefore\n", "round {round}");
     }
     exec("echo after > /data/four; rm /data/one");
+    let plain = "application/vnd.oci.image.layer.v1.tar";
+    let changes =
+        ctr(&["snapshots", "--snapshotter", "peel", "diff", "--media-type", plain, "second"]);
+    for (path, is_changed) in
+        [("data/four", true), ("data/.wh.one", true), ("data/two", false), ("bin/busybox", false)]
+    {
+        assert_eq!(changes.contains(path), is_changed, "{path}: containerd compares the mounts");
+    }
 
     let listed = ctr(&["snapshots", "--snapshotter", "peel", "ls"]);
     assert!(listed.lines().any(|l| l.starts_with("second") && l.contains("Active")), "{listed}");
@@ -145,6 +158,110 @@ fn ctr_pulls_runs_commits_and_removes() {
         ctr(&["snapshots", "--snapshotter", "peel", "ls"]).lines().count() == 1
             && directories(&peel) == 0
     });
+}
+
+/// What a container does without end: reads a file of its image, and writes down that it is as it
+/// was, or what went wrong.
+const READ_AND_WRITE: &str = "first=$(sha256sum /bin/busybox /data/one) || exit 1; round=0
+while :; do
+    next=$(sha256sum /bin/busybox /data/one) || echo a read failed >> /data/wrong
+    [ \"$next\" = \"$first\" ] || echo other bytes >> /data/wrong
+    round=$((round + 1)); echo $round > /data/round || echo a write failed >> /data/wrong
+done";
+
+#[test]
+fn a_container_goes_on_while_peel_is_upgraded() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    let registry = Registry::start();
+    let image = push(&peel, &registry);
+    peel.peel(["images"]).ok();
+    let containerd = Containerd::start(&peel);
+    let name = image.name.as_str();
+    let ctr = |args: &[&str]| containerd.ctr(args).ok();
+    ctr(&["images", "pull", "--plain-http", "--snapshotter", "peel", name]);
+    let shell = ["/bin/sh", "-c"];
+    let start = ["run", "-d", "--snapshotter", "peel", name, "busy"];
+    ctr(&[&start[..], &shell, &[READ_AND_WRITE]].concat());
+    let exec = ["tasks", "exec", "--exec-id", "e", "busy"];
+    let in_it = |command: &str| containerd.ctr(&[&exec[..], &shell, &[command]].concat());
+    let round = || in_it("cat /data/round").stdout.trim().parse::<u64>().unwrap_or(0);
+    let goes_on = || {
+        let before = round();
+        drop_caches();
+        eventually("the container goes on", || round() > before + 2);
+    };
+    goes_on();
+    let worker = |peel: &Peel| peel.json(["status", "--json"])["worker"]["pid"].clone();
+    let old = worker(&peel);
+    for upgrade in 0..3 {
+        drop_caches();
+        peel.peel(["daemon", "reload"]).ok();
+        goes_on();
+        assert_eq!(in_it("cat /data/two").ok(), "two", "upgrade {upgrade}");
+    }
+    assert_ne!(worker(&peel), old, "another process serves");
+    assert_eq!(in_it("cat /data/wrong 2>/dev/null; true").ok(), "", "nothing went wrong");
+
+    // What containerd has of peel is good with the new one: containers and snapshots old and new
+    let ran = ctr(&["run", "--rm", "--snapshotter", "peel", name, "after"]);
+    assert_eq!(ran, "onetwo");
+    let listed = ctr(&["snapshots", "--snapshotter", "peel", "ls"]);
+    assert!(listed.lines().any(|l| l.starts_with("busy") && l.contains("Active")), "{listed}");
+    ctr(&["tasks", "rm", "-f", "busy"]);
+    ctr(&["containers", "rm", "busy"]);
+    ctr(&["images", "rm", "--sync", name]);
+    eventually("containerd has removed everything", || directories(&peel) == 0);
+}
+
+/// A call that succeeds; made again where the new worker took more than a second, which is all that
+/// containerd gives a connection to be taken.
+async fn go_through(mut call: impl AsyncFnMut() -> Result<(), tonic::Status>) {
+    while let Err(error) = call().await {
+        let is_slow = error.code() == Code::Unavailable && error.message().contains("handshake");
+        assert!(is_slow, "{error}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_containerd_go_through_upgrades() {
+    if !able() {
+        return;
+    }
+    let peel = Peel::new();
+    peel.peel(["images"]).ok();
+    let containerd = Containerd::start(&peel);
+    let mut snapshots = Snapshots::connect(&containerd.socket(), "default").await;
+    // Or containerd's own GC takes it
+    let root = [("containerd.io/gc.root", "now")];
+    snapshots.prepare("base", "", &root).await.expect("prepare");
+    let done = AtomicBool::new(false);
+    let (mut rounds, mut after) = (0, 0);
+    let reload = || {
+        for _ in 0..5 {
+            peel.peel(["daemon", "reload"]).ok();
+        }
+        done.store(true, Ordering::SeqCst);
+    };
+    thread::scope(|scope| {
+        scope.spawn(reload);
+        let calls = async {
+            while after < 3 {
+                after += u32::from(done.load(Ordering::SeqCst));
+                let key = format!("round {rounds}");
+                go_through(async || snapshots.prepare(&key, "", &root).await.map(drop)).await;
+                go_through(async || snapshots.stat("base").await.map(drop)).await;
+                go_through(async || snapshots.mounts(&key).await.map(drop)).await;
+                go_through(async || snapshots.remove(&key).await).await;
+                rounds += 1;
+            }
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(calls));
+    });
+    assert!(rounds > 4, "only {rounds} rounds of calls");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::Path,
+};
 
 use serde_json::json;
 use support::{
@@ -137,4 +141,49 @@ fn the_first_layers_are_an_image_too() {
     );
     let error = peel.peel(["mount", "--layers", "4", &reference, "m"]).fails(2);
     assert!(error.contains("fewer layers"), "{error}");
+}
+
+#[test]
+fn devices_and_fifos_are_copied_where_they_are_asked_for() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let mut layout = Layout::new(peel.path("layout"));
+    let layer = Layer::new()
+        .dir("d", 0o755)
+        .node("d/null", tar::EntryType::Char, 0o666, (1, 3))
+        .node("d/disk", tar::EntryType::Block, 0o640, (7, 99))
+        .node("d/pipe", tar::EntryType::Fifo, 0o622, (0, 0))
+        .hard_link("d/null too", "d/null")
+        .file("d/file", 0o600, "file");
+    layout.image("v1", vec![layer], json!({}));
+    let reference = layout.reference("v1");
+    peel.peel(["pull", "-q", &reference]).ok();
+    let long = peel.peel(["fs", "ls", "-l", &reference, "/d"]).ok();
+    for part in ["crw-r--r--", "brw-r-----", "prw--w--w-"] {
+        assert!(long.contains(part), "{part} in {long}");
+    }
+    let stat = peel.json(["fs", "stat", "--json", &reference, "/d/pipe"]);
+    assert_eq!(stat["kind"], "fifo");
+    // Nothing is waited for: a fifo has no end, and a device answers for itself
+    for path in ["/d/pipe", "/d/null", "/d/disk"] {
+        let error = peel.peel(["fs", "cat", &reference, path]).fails(2);
+        assert!(error.contains("has no content"), "{error}");
+    }
+
+    let plain = peel.peel(["fs", "cp", &reference, "/d", "plain"]);
+    assert_eq!(plain.stderr.matches("left out").count(), 4, "{plain:?}");
+    plain.ok();
+    assert_eq!(fs::read_dir(peel.path("plain")).expect("read").count(), 1);
+    peel.peel(["fs", "cp", "-a", &reference, "/d", "exact"]).ok();
+    let of = |name: &str| fs::symlink_metadata(peel.path("exact").join(name)).expect(name);
+    let (null, disk, pipe) = (of("null"), of("disk"), of("pipe"));
+    assert!(null.file_type().is_char_device() && null.rdev() == rustix::fs::makedev(1, 3));
+    assert!(disk.file_type().is_block_device() && disk.rdev() == rustix::fs::makedev(7, 99));
+    assert!(pipe.file_type().is_fifo());
+    let modes = [&null, &disk, &pipe].map(|found| found.mode() & 0o7777);
+    // The link's own header was the last to say
+    assert_eq!(modes, [0o644, 0o640, 0o622]);
+    assert_eq!((of("null too").ino(), null.nlink(), null.mtime()), (null.ino(), 2, 1_600_000_000));
 }

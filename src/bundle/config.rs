@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Process, Root, Spec, User};
 
-use super::{defaults, error::BundleError, user};
+use super::{defaults, error::BundleError, init, user};
 
 /// What an image's configuration says about running it; the fields of OCI image-spec `config.md`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,6 +93,8 @@ pub struct BundleOptions {
     pub readonly_rootfs: bool,
     /// The network.
     pub network: Network,
+    /// Whether the bundle has [`FILES`](super::FILES), to be seen in the container.
+    pub files: bool,
     /// Further mounts, in order.
     pub mounts: Vec<BundleMount>,
     /// Further annotations; they win over the image's.
@@ -255,6 +257,16 @@ fn mounts(options: &BundleOptions) -> Result<Vec<oci_spec::runtime::Mount>, Bund
     let mut mounts = defaults::mounts();
     if options.network == Network::Host {
         mounts.extend(["/etc/resolv.conf", "/etc/hosts"].map(defaults::host_file));
+    }
+    if options.files {
+        let access = if options.readonly_rootfs { "ro" } else { "rw" };
+        let options = ["rbind", "rprivate", access].map(str::to_owned);
+        for (name, destination) in init::FILES {
+            let destination = Path::new(destination);
+            mounts.retain(|mount| mount.destination() != destination);
+            // Relative to the bundle
+            mounts.push(defaults::bind(Path::new(name), destination, &options));
+        }
     }
     for given in &options.mounts {
         for (field, path) in

@@ -7,6 +7,7 @@
 mod config;
 mod defaults;
 mod error;
+mod init;
 mod rootfs;
 mod user;
 
@@ -15,4 +16,5 @@ mod tests;
 
 pub use config::{BundleImage, BundleMount, BundleOptions, Network, config_json, to_json};
 pub use error::BundleError;
+pub use init::{BundleFile, FILES, HostFiles, files};
 pub use rootfs::rootfs_file;

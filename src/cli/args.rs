@@ -7,11 +7,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(super) use super::{
     archive::{ExportArgs, ImportArgs},
     containerd::ContainerdCommand,
+    leases::LeasesCommand,
     look::FsCommand,
     make::{CommitArgs, ConvertArgs, DiffArgs},
     meta::{ContentCommand, MetadataCommand},
     network::NetworkArgs,
-    processes::{DaemonArgs, DaemonCommand, RoleArgs},
+    processes::{DaemonArgs, DaemonCommand, RoleArgs, StoreArgs},
     store::PruneArgs,
 };
 
@@ -223,6 +224,9 @@ pub(super) enum Command {
     /// Look at blobs, put some in, or take some out
     #[command(subcommand)]
     Content(ContentCommand),
+    /// Keep what no image needs for a while
+    #[command(subcommand)]
+    Leases(LeasesCommand),
     /// Look at all records, or put others in their place
     #[command(subcommand)]
     Metadata(MetadataCommand),

@@ -4,7 +4,7 @@ use std::{
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io::{self, IsTerminal as _},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus, Stdio},
 };
@@ -26,6 +26,11 @@ use crate::{
     client::{Client, path_bytes},
     failure::{Class, Failure},
 };
+
+/// What a bundle has beside its rootfs: the runtime's configuration, and files of the container's
+/// own that the daemon gives.
+const CONFIG: &str = "config.json";
+const FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// What a bundle is made from.
 struct Request {
@@ -90,7 +95,7 @@ async fn make(
         layers: 0,
     };
     let mounted = Mounted::make(client, prepare, rootfs.path()).await?;
-    let config = dir.path().join("config.json");
+    let config = dir.path().join(CONFIG);
     let finished = match left {
         Left::Nothing => finish(client, &mounted, request, &config).await,
         // What the user may have made of it is worth more than what would be written now
@@ -105,7 +110,7 @@ async fn make(
         Err(failure) => {
             // The first failure is the one to tell
             if left == Left::Nothing {
-                let _ = fs::remove_file(&config);
+                let _ = remove_files(dir.path());
             }
             let _ = mounted.undo(client, rootfs.path()).await;
             Err(failure)
@@ -126,8 +131,11 @@ fn refuse_filled(dir: &Path) -> Result<Left, Failure> {
     let names = fs::read_dir(dir).map_err(failed)?.map(|entry| Ok(entry?.file_name()));
     let mut names = names.collect::<io::Result<Vec<_>>>().map_err(failed)?;
     names.sort();
+    if names.iter().any(|name| name == CONFIG) {
+        names.retain(|name| FILES.iter().all(|file| name != file));
+    }
     let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
-    if names == ["config.json", "rootfs"] && is_empty(&dir.join("rootfs")) {
+    if names == [CONFIG, "rootfs"] && is_empty(&dir.join("rootfs")) {
         return Ok(Left::Bundle);
     }
     match names.first() {
@@ -151,7 +159,7 @@ async fn finish(
     config: &Path,
 ) -> Result<(), Failure> {
     let process = request.process;
-    let json = client
+    let made = client
         .bundle_config(api::BundleConfigRequest {
             id: mounted.id,
             args: request.command,
@@ -165,10 +173,19 @@ async fn finish(
             entrypoint: process.entrypoint.into_iter().collect(),
         })
         .await?
-        .into_inner()
-        .json;
-    fs::write(config, json)
-        .map_err(|e| Failure::io(&e, format!("cannot write {}: {e}", config.display())))?;
+        .into_inner();
+    let write = |path: &Path, content: &[u8]| {
+        fs::write(path, content)
+            .map_err(|e| Failure::io(&e, format!("cannot write {}: {e}", path.display())))
+    };
+    for file in made.files {
+        let path = config.with_file_name(&file.name);
+        write(&path, &file.content)?;
+        // Users of the container read them, whatever the umask was here
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+            .map_err(|e| Failure::io(&e, format!("cannot open up {}: {e}", path.display())))?;
+    }
+    write(config, made.json.as_bytes())?;
     mounted.confirm(client).await
 }
 
@@ -187,6 +204,24 @@ pub(super) async fn remove(
     .await
 }
 
+fn gone(path: &Path, result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::io(&e, format!("cannot remove {}: {e}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a bundle has beside its rootfs.
+fn remove_files(bundle: &Path) -> Result<(), Failure> {
+    for name in [CONFIG].into_iter().chain(FILES) {
+        let path = bundle.join(name);
+        gone(&path, fs::remove_file(&path))?;
+    }
+    Ok(())
+}
+
 async fn take_away(client: &mut Client, bundle: &Path, keep: bool) -> Result<String, Failure> {
     let rootfs = bundle.join("rootfs");
     let Some(mount) = find(client, &rootfs).await?.filter(|m| !m.bundle_dir.is_empty()) else {
@@ -194,14 +229,7 @@ async fn take_away(client: &mut Client, bundle: &Path, keep: bool) -> Result<Str
         return Err(Failure::new(Class::NotFound, message).hint("list them with: peel mounts"));
     };
     let snapshot = unmount(client, &mount, !keep, false).await?;
-    let gone = |path: &Path, result: io::Result<()>| match result {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::io(&e, format!("cannot remove {}: {e}", path.display())))
-        }
-        _ => Ok(()),
-    };
-    let config = bundle.join("config.json");
-    gone(&config, fs::remove_file(&config))?;
+    remove_files(bundle)?;
     gone(&rootfs, fs::remove_dir(&rootfs))?;
     // What somebody else has put beside them is not ours
     let _ = fs::remove_dir(bundle);

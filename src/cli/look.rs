@@ -336,11 +336,18 @@ pub(super) fn time(seconds: i64, nanoseconds: i64) -> String {
 
 fn cat(root: &Root, path: &Path) -> Result<(), Failure> {
     let failed = failed(path);
-    let mut file = root.at(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
-    if file.metadata().map_err(&failed)?.is_dir() {
+    let found = root.at(path, OFlags::PATH)?;
+    let kind = found.metadata().map_err(&failed)?;
+    if kind.is_dir() {
         return Err(Failure::new(Class::Usage, format!("{} is a directory", path.display()))
             .hint(format!("list it with: peel fs ls REF {}", path.display())));
     }
+    if !kind.is_file() {
+        // To open one would act on the host's device of that number
+        let message = format!("{} is a device or a fifo: it has no content", path.display());
+        return Err(Failure::new(Class::Usage, message));
+    }
+    let mut file = File::open(again(&found)).map_err(&failed)?;
     let mut stdout = io::stdout().lock();
     match io::copy(&mut file, &mut stdout).and_then(|_| stdout.flush()) {
         // Nobody reads any more

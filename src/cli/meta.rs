@@ -97,7 +97,7 @@ fn parse(document: api::Document) -> Result<Value, Failure> {
     serde_json::from_str(&document.json).map_err(|_| incomplete("JSON"))
 }
 
-fn label_list(labels: Vec<String>) -> Result<Vec<api::Label>, Failure> {
+pub(super) fn label_list(labels: Vec<String>) -> Result<Vec<api::Label>, Failure> {
     let label = |text: String| match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => {
             Ok(api::Label { key: key.to_owned(), value: value.to_owned() })

@@ -7,6 +7,7 @@ mod bundle;
 mod containerd;
 mod copy;
 mod images;
+mod leases;
 mod look;
 mod make;
 mod meta;
@@ -34,7 +35,7 @@ use crate::{
 };
 use args::{
     BundleSubcommand, Cli, Command, DaemonArgs, DaemonCommand, Global, InspectFormat, NetworkArgs,
-    RoleArgs,
+    RoleArgs, StoreArgs,
 };
 
 /// Parses the process's arguments and runs them.
@@ -69,12 +70,10 @@ impl Context {
         span_cache: u64,
         watchdog: u64,
         network: &NetworkArgs,
-        max_size: Option<u64>,
+        store: &StoreArgs,
     ) -> daemon::keeper::Options {
         let mut further_args = network.arguments();
-        if let Some(bytes) = max_size {
-            further_args.extend(["--max-size".into(), bytes.to_string().into()]);
-        }
+        further_args.extend(store.arguments());
         daemon::keeper::Options {
             paths: self.paths,
             log_level: self.start.log_level,
@@ -84,7 +83,8 @@ impl Context {
             patience: std::time::Duration::from_secs(watchdog),
             network: network.options(),
             metrics: network.metrics,
-            max_size,
+            max_size: store.max_size,
+            containerd_root: store.containerd_root.clone(),
             further_args,
         }
     }
@@ -92,8 +92,8 @@ impl Context {
     /// The same for one that another process of the daemon has started.
     fn role(self, role: &RoleArgs) -> daemon::keeper::Options {
         let follow_starts = !role.no_follow_starts;
-        let RoleArgs { background, span_cache, ref network, max_size, .. } = *role;
-        let options = self.process(background, span_cache, 0, network, max_size);
+        let RoleArgs { background, span_cache, ref network, ref store, .. } = *role;
+        let options = self.process(background, span_cache, 0, network, store);
         daemon::keeper::Options { follow_starts, ..options }
     }
 
@@ -110,8 +110,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             None => {
                 let span_cache = args.span_cache.unwrap_or(SPAN_CACHE_BYTES);
                 let follow_starts = !args.no_follow_starts;
-                let DaemonArgs { background, watchdog, network, max_size, .. } = args;
-                let options = context.process(background, span_cache, watchdog, &network, max_size);
+                let DaemonArgs { background, watchdog, network, store, .. } = args;
+                let options = context.process(background, span_cache, watchdog, &network, &store);
                 daemon::keeper::run(&daemon::keeper::Options { follow_starts, ..options })
             }
             Some(DaemonCommand::Worker(role)) => Ok(daemon::worker::run(context.role(&role))),
@@ -191,6 +191,7 @@ async fn client_command(context: &Context, command: Command) -> Result<(), Failu
         Command::Version(json) => service::version(json.json),
         Command::Content(command) => meta::content(context, command).await,
         Command::Metadata(command) => meta::metadata(context, command).await,
+        Command::Leases(command) => leases::leases(context, command).await,
         Command::Completion { shell } => meta::completion(shell),
         Command::Man { dir } => meta::man(dir),
         Command::Daemon(_) | Command::Run(_) => {

@@ -1,5 +1,7 @@
 //! The part of the grammar that is about the daemon's processes.
 
+use std::{ffi::OsString, path::PathBuf};
+
 use clap::{Args, Subcommand};
 
 use super::network::NetworkArgs;
@@ -25,10 +27,9 @@ pub(super) struct DaemonArgs {
     /// How registries are reached.
     #[command(flatten)]
     pub network: NetworkArgs,
-    /// Most bytes of blobs and indexes, with K, M or G: images that were not mounted for the
-    /// longest time are removed where there are more
-    #[arg(long, env = "PEEL_MAX_SIZE", value_name = "SIZE", value_parser = parse_size)]
-    pub max_size: Option<u64>,
+    /// What is kept, and what is shared.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// Subcommands of `peel daemon`.
@@ -67,10 +68,39 @@ pub(super) struct RoleArgs {
     /// How registries are reached.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// What is kept, and what is shared.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// What is kept, and what is shared with containerd.
+#[derive(Debug, Clone, Args)]
+pub(super) struct StoreArgs {
     /// Most bytes of blobs and indexes, with K, M or G: images that were not mounted for the
     /// longest time are removed where there are more
     #[arg(long, env = "PEEL_MAX_SIZE", value_name = "SIZE", value_parser = parse_size)]
     pub max_size: Option<u64>,
+    /// Root directory of the containerd that has this daemon as its snapshotter: blobs that are
+    /// there already are taken from there
+    #[arg(
+        long,
+        env = "PEEL_CONTAINERD_ROOT",
+        value_name = "DIR",
+        default_value = CONTAINERD_ROOT
+    )]
+    pub containerd_root: PathBuf,
+}
+
+/// Where containerd keeps things unless it is told otherwise.
+pub(super) const CONTAINERD_ROOT: &str = "/var/lib/containerd";
+
+impl StoreArgs {
+    /// The same on a command line.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let root = ["--containerd-root".into(), self.containerd_root.clone().into()];
+        let most = self.max_size.map(|most| ["--max-size".into(), most.to_string().into()]);
+        root.into_iter().chain(most.into_iter().flatten()).collect()
+    }
 }
 
 /// Bytes, from a number with or without a binary unit: `65536`, `64K`, `64MiB`, `1G`.

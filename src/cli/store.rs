@@ -37,7 +37,7 @@ pub(super) struct PruneArgs {
 }
 
 /// Seconds, from a number with or without a unit.
-fn duration(text: &str) -> Result<u64, String> {
+pub(super) fn duration(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = match &text[digits.len()..] {
         "" | "s" => 1,

@@ -16,7 +16,10 @@ use rustix::{
     },
 };
 
-use crate::api::{MountSpec, OverlayMount, mount_spec::Spec};
+use crate::{
+    api::{MountSpec, OverlayMount, mount_spec::Spec},
+    mountinfo::overlay_path,
+};
 
 /// A mount or an unmount failed.
 #[derive(Debug, thiserror::Error)]
@@ -103,8 +106,8 @@ fn mount_overlay(
     for lower in &overlay.lower {
         set("lowerdir+", lower)?;
     }
-    set("upperdir", &escape(&overlay.upper))?;
-    set("workdir", &escape(&overlay.work))?;
+    set("upperdir", &overlay_path(&overlay.upper))?;
+    set("workdir", &overlay_path(&overlay.work))?;
     for (key, value) in &overlay.options {
         set(key, value.as_bytes())?;
     }
@@ -112,13 +115,6 @@ fn mount_overlay(
     let mount =
         fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
     move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)
-}
-
-/// overlayfs takes a backslash out of `upperdir` and `workdir`, and not out of `lowerdir+`.
-///
-/// Source: `ovl_parse_param` in the kernel's fs/overlayfs/params.c.
-fn escape(path: &[u8]) -> Vec<u8> {
-    path.split(|b| *b == b'\\').collect::<Vec<_>>().join(&b"\\\\"[..])
 }
 
 /// The messages that wait in a file system context; source: fsopen(2).
@@ -145,15 +141,4 @@ pub fn unmount_target(target: &Path, lazy: bool) -> Result<(), MountError> {
     let mut flags = UnmountFlags::NOFOLLOW;
     flags.set(UnmountFlags::DETACH, lazy);
     unmount(target, flags).map_err(MountError::of("unmount", target))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backslashes_are_doubled() {
-        assert_eq!(escape(br"/a\b\\c:d"), br"/a\\b\\\\c:d");
-        assert_eq!(escape(b"/plain"), b"/plain");
-    }
 }

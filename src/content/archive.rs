@@ -87,14 +87,17 @@ impl Archive {
         let mut magic = [0; 4];
         let len = read_some(&file, &mut magic).map_err(ContentError::io("read", path))?;
         file.rewind().map_err(ContentError::io("read", path))?;
-        if magic[..len].starts_with(&ZSTD) {
-            return Err(not_an_archive(path, "a tar, or one compressed by gzip", "zstd"));
-        }
-        if magic[..len].starts_with(&GZIP) {
+        let gzip = magic[..len].starts_with(&GZIP);
+        if gzip || magic[..len].starts_with(&ZSTD) {
             let plain = tempfile::tempfile_in(scratch);
             let mut plain = plain.map_err(|e| space_or_io(e, "create", scratch, None))?;
-            io::copy(&mut MultiGzDecoder::new(BufReader::new(file)), &mut plain)
-                .map_err(|e| space_or_io(e, "decompress", path, None))?;
+            let copied = match gzip {
+                true => io::copy(&mut MultiGzDecoder::new(BufReader::new(file)), &mut plain),
+                // Refuses windows of more than 128 MiB
+                false => zstd::Decoder::new(file)
+                    .and_then(|mut decoder| io::copy(&mut decoder, &mut plain)),
+            };
+            copied.map_err(|e| space_or_io(e, "decompress", path, None))?;
             file = plain;
         }
         file.rewind().map_err(ContentError::io("read", path))?;

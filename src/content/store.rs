@@ -2,13 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirEntry, File},
+    fs::{self, DirEntry, File, Metadata},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use peel_index::{Algorithm, Digest, Hasher};
+use rustix::{
+    fs::{AtFlags, CWD, linkat},
+    io::Errno,
+};
 use serde_json::json;
 
 use super::{
@@ -138,6 +143,48 @@ impl ContentStore {
             return Err(ContentError::Digest { path, expected, found });
         }
         Ok(len)
+    }
+
+    /// Whether a file is on the store's file system, so that it may be linked.
+    pub fn can_link(&self, file: &File) -> bool {
+        let device = |found: io::Result<Metadata>| found.ok().map(|found| found.dev());
+        let own = device(fs::metadata(self.root.join("ingest")));
+        own.is_some() && own == device(file.metadata())
+    }
+
+    /// Whether a file is the blob that is here.
+    pub fn is_own(&self, digest: &Digest, file: &File) -> bool {
+        let inode =
+            |found: io::Result<Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+        let own = inode(fs::metadata(self.path(digest)));
+        own.is_some() && own == inode(file.metadata())
+    }
+
+    /// Gives a blob that lies in another's file a name here: one file then, whose bytes the caller
+    /// has verified and which nobody may write to. False where the file system refuses.
+    ///
+    /// # Errors
+    /// Where it has been linked but that is not durable.
+    pub fn link(&self, digest: &Digest, file: &File) -> Result<bool, ContentError> {
+        use std::os::fd::AsRawFd as _;
+        let path = self.path(digest);
+        // That file, whatever its name means by now; a sweep removes what a crash leaves of it
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let place = self.root.join("ingest").join(format!("link-{}", digest.hex()));
+        let link = || linkat(CWD, &from, CWD, &place, AtFlags::SYMLINK_FOLLOW);
+        // It may have come without being written to the disk
+        let linked = file.sync_all().and_then(|()| match link() {
+            Err(Errno::EXIST) => fs::remove_file(&place).and_then(|()| Ok(link()?)),
+            linked => Ok(linked?),
+        });
+        let linked = linked.and_then(|()| fs::rename(&place, &path));
+        // It stays where both names were of one file already
+        let _ = fs::remove_file(&place);
+        if linked.is_err() {
+            return Ok(false);
+        }
+        sync_dir(path.parent().unwrap_or(&self.root))?;
+        Ok(true)
     }
 
     /// Begins to write a blob. `key` names what is written (a descriptor's digest, or a name); the

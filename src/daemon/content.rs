@@ -56,7 +56,7 @@ impl Engine {
         Ok(described.collect())
     }
 
-    fn has_content(&self, digest: &Digest) -> Result<BlobInfo, Failure> {
+    pub(super) fn has_content(&self, digest: &Digest) -> Result<BlobInfo, Failure> {
         let missing = || {
             Failure::new(Class::NotFound, format!("no such blob here: {digest}"))
                 .hint("list them with: peel content ls")
@@ -169,10 +169,22 @@ impl Engine {
         let snapshots = self.metadata.snapshots()?.into_iter();
         let snapshots = snapshots.filter(|s| s.image == image.name).map(|snapshot| {
             let mount = mounts.iter().find(|(m, live)| *live && m.snapshot == Some(snapshot.id));
+            let init = self.snapshots.init(snapshot.id).map(|dir| dir.display().to_string());
+            let lowers: Vec<_> = init.into_iter().chain(lower(&snapshot.chain_id)).collect();
+            let bundle = mount.and_then(|(m, _)| m.bundle_dir.as_deref());
+            let file = |name: &str| {
+                bundle
+                    .map(|dir| dir.join(name))
+                    .filter(|p| p.exists())
+                    .map(|p| p.display().to_string())
+            };
             json!({
                 "Name": snapshot.name,
+                "HostnamePath": file("hostname"),
+                "HostsPath": file("hosts"),
+                "ResolvConfPath": file("resolv.conf"),
                 "GraphDriver": { "Name": "overlay2", "Data": {
-                    "LowerDir": lower(&snapshot.chain_id),
+                    "LowerDir": (!lowers.is_empty()).then(|| lowers.join(":")),
                     "UpperDir": self.snapshots.upper(snapshot.id).display().to_string(),
                     "WorkDir": self.snapshots.work(snapshot.id).display().to_string(),
                     "MergedDir": mount.map(|(m, _)| m.target.display().to_string()),

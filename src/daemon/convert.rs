@@ -1,13 +1,13 @@
 //! Records as the API and the command line show them.
 
-use std::{os::unix::ffi::OsStrExt as _, path::Path};
+use std::{fs::File, io::Read as _, os::unix::ffi::OsStrExt as _, path::Path};
 
 use serde_json::{Value, json};
 
 use super::engine::Engine;
 use crate::{
     api,
-    bundle::{self, BundleError, BundleImage, BundleOptions, Network},
+    bundle::{self, BundleError, BundleFile, BundleImage, BundleOptions, HostFiles, Network},
     failure::{Class, Failure, chain},
     image::PullEvent,
     layers::LayersError,
@@ -15,8 +15,8 @@ use crate::{
     oci::ImageConfig,
 };
 
-/// Longest passwd or group file that is looked into: 1 MiB.
-const USERS_MAX: u64 = 1 << 20;
+/// Longest file below `/etc` that is looked into: 1 MiB.
+const ETC_MAX: u64 = 1 << 20;
 
 pub(super) fn image(image: &ImageRecord) -> api::Image {
     api::Image {
@@ -170,13 +170,13 @@ impl Engine {
     pub(super) fn bundle_config(
         &self,
         request: api::BundleConfigRequest,
-    ) -> Result<String, Failure> {
+    ) -> Result<api::BundleConfigResponse, Failure> {
         let mount = self.mount(request.id)?;
         let image = self.find_image(&mount.image)?;
         let config = self.images.config(&image)?;
         let rootfs = self.readable_rootfs(&mount);
         let file = |name: &str| {
-            bundle::rootfs_file(&rootfs, name, USERS_MAX).map_err(|e| {
+            bundle::rootfs_file(&rootfs, name, ETC_MAX).map_err(|e| {
                 Failure::io(&e, format!("cannot read /{name} of {}: {e}", mount.image))
             })
         };
@@ -192,11 +192,18 @@ impl Engine {
             terminal: request.terminal,
             readonly_rootfs: request.read_only,
             network: if request.host_network { Network::Host } else { Network::None },
+            files: true,
             ..BundleOptions::default()
         };
         let (image, passwd, group) = (bundle_image(config), passwd.as_deref(), group.as_deref());
         let spec = bundle::config_json(&image, passwd, group, &options)?;
-        Ok(bundle::to_json(&spec)?)
+        let files = bundle::files(options.hostname.as_deref(), options.network, &host_files());
+        let file =
+            |BundleFile { name, content }| api::BundleFile { name: name.to_owned(), content };
+        Ok(api::BundleConfigResponse {
+            json: bundle::to_json(&spec)?,
+            files: files.into_iter().map(file).collect(),
+        })
     }
 
     /// The mounted rootfs where this process sees it, else the image's tree below it.
@@ -206,6 +213,20 @@ impl Engine {
             _ => self.paths.lower().join(mount.tree_slot.to_string()),
         }
     }
+}
+
+/// As containers see them; what the host lacks is empty.
+fn host_files() -> HostFiles {
+    let read = |path: &str| {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(ETC_MAX).read_to_end(&mut bytes));
+        if let Err(error) = read {
+            tracing::warn!(path, %error, "cannot read what containers are to see of it");
+        }
+        bytes
+    };
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    HostFiles { hosts: read("/etc/hosts"), resolv_conf: read("/etc/resolv.conf"), hostname: name }
 }
 
 fn bundle_image(config: ImageConfig) -> BundleImage {

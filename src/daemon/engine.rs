@@ -11,7 +11,7 @@
 use std::{
     collections::HashSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -40,6 +40,9 @@ use crate::{
 /// Version of the layout below the root directory.
 const LAYOUT_VERSION: u32 = 1;
 
+/// Blobs below containerd's root: its content plugin's directory.
+const CONTAINERD_BLOBS: &str = "io.containerd.content.v1.content/blobs";
+
 /// See the module.
 pub(super) struct Engine {
     pub(super) paths: Paths,
@@ -56,6 +59,9 @@ pub(super) struct Engine {
     pub(super) questions: Arc<Questions>,
     /// Most bytes of blobs, indexes and trees.
     pub(super) max_size: Option<u64>,
+    pub(super) containerd_root: PathBuf,
+    /// The kernel maps ids in mounts of what is served.
+    pub(super) maps_ids: bool,
     slots: Arc<Slots>,
     pub(super) gate: Arc<RwLock<()>>,
     merging: Mutex<()>,
@@ -105,6 +111,8 @@ impl Engine {
         layers: Arc<Layers>,
         network: RegistryOptions,
         max_size: Option<u64>,
+        containerd_root: &Path,
+        maps_ids: bool,
     ) -> Result<Arc<Self>, Failure> {
         let Opened { metadata, recovered } = Metadata::open(&paths.root().join("metadata"))?;
         if let Some(recovered) = &recovered {
@@ -154,6 +162,8 @@ impl Engine {
             clients: Clients::default(),
             questions: Arc::default(),
             max_size,
+            containerd_root: containerd_root.to_owned(),
+            maps_ids,
             slots,
             gate,
             merging: Mutex::new(()),
@@ -173,6 +183,13 @@ impl Engine {
             tracing::error!(%error, "cannot clean up");
         }
         Ok(Arc::new(engine))
+    }
+
+    /// Where containerd has a blob, if it has it and this process may look there.
+    pub(super) fn containerd_blob(&self, digest: &Digest) -> Option<PathBuf> {
+        let blobs = self.containerd_root.join(CONTAINERD_BLOBS);
+        let path = blobs.join(digest.algorithm().name()).join(digest.hex());
+        path.is_file().then_some(path)
     }
 
     /// Keeps GC away while content is made that no record names yet.

@@ -13,7 +13,7 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use peel_index::{Attr, Slot, Tree};
@@ -25,11 +25,14 @@ use crate::{
     failure::{Class, Failure, chain},
     metadata::{IdKind, MountRecord, MountState, RootfsKind, SnapshotRecord, now_ns},
     mountinfo,
-    snapshot::RootAttributes,
+    snapshot::{self, InitLayer, RootAttributes},
 };
 
 /// A client that has not mounted after this long never will.
 const PENDING_LIMIT: Duration = Duration::from_secs(60);
+
+/// A mount namespace goes a moment after its last process.
+const LAST_BREATH: Duration = Duration::from_millis(100);
 
 /// Options of every writable overlay: hard links of the upper are its own, a change of mode copies
 /// no data up, directories of the lower can be renamed, inode numbers outlive remounts.
@@ -109,10 +112,12 @@ impl Engine {
         }
         let lower = self.paths.lower().join(tree.slot().to_string());
         let lower = lower.as_os_str().as_bytes().to_vec();
+        let init = upper.as_ref().and_then(|upper| self.snapshots.init(upper.id));
+        let init = init.as_deref().map(path_bytes);
         let spec = match &upper {
             None => Spec::Bind(api::BindMount { source: lower }),
             Some(upper) => Spec::Overlay(api::OverlayMount {
-                lower: vec![lower],
+                lower: init.into_iter().chain([lower]).collect(),
                 upper: path_bytes(&self.snapshots.upper(upper.id)),
                 work: path_bytes(&self.snapshots.work(upper.id)),
                 options: OVERLAY_OPTIONS.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
@@ -199,21 +204,13 @@ impl Engine {
             kind: kind_of(request.kind()),
             created_at_ns: now_ns(),
         };
-        self.snapshots.create(record.id, &self.root_attributes(tree)?)?;
+        let root = RootAttributes::of(tree, 1).ok_or_else(|| without_root(tree))?;
+        self.snapshots.create(record.id, &root)?;
+        if record.kind != RootfsKind::Mount {
+            self.snapshots.create_init(record.id, &InitLayer::of(tree))?;
+        }
         self.metadata.put_snapshot(&record)?;
         Ok((record, false))
-    }
-
-    fn root_attributes(&self, tree: &Tree) -> Result<RootAttributes, Failure> {
-        let root = root_of(tree)?;
-        Ok(RootAttributes {
-            mode: root.mode,
-            uid: root.uid,
-            gid: root.gid,
-            mtime_sec: root.mtime_sec,
-            mtime_nsec: root.mtime_nsec,
-            xattrs: tree.xattrs(1).map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
-        })
     }
 
     fn mount_of_snapshot(&self, id: u64) -> Result<Option<MountRecord>, Failure> {
@@ -242,7 +239,7 @@ impl Engine {
         let record = self.mount(id)?;
         if let (true, Some(bundle), Some(id)) =
             (remove_snapshot, &record.bundle_dir, record.snapshot)
-            && Live::scan().uses_upper(&self.snapshots.upper(id))
+            && self.is_held(&self.snapshots.upper(id))
         {
             // The record stays: it is by that that the bundle is found again
             let bundle = bundle.display();
@@ -262,8 +259,8 @@ impl Engine {
 
     fn remove_snapshot(&self, snapshot: &SnapshotRecord) -> Result<(), Failure> {
         let upper = self.snapshots.upper(snapshot.id);
-        if Live::scan().uses_upper(&upper) {
-            let message = format!("snapshot {} is still mounted by a process", snapshot.name);
+        if self.is_held(&upper) {
+            let message = format!("snapshot {} is still used by a process", snapshot.name);
             return Err(Failure::new(Class::Conflict, message)
                 .hint(format!("once that has ended: peel snapshots rm {}", snapshot.name)));
         }
@@ -338,7 +335,7 @@ impl Engine {
     /// What containerd mounted for its containers is not peel's to unmount.
     fn refuse_while_others_mount(&self, own: &[(MountRecord, bool)]) -> Result<(), Failure> {
         let Ok(namespace) = mountinfo::namespace() else { return Ok(()) };
-        let shown = Live::scan().on(&self.paths.lower());
+        let shown = Live::scan().on(&self.paths);
         let other = shown.into_iter().find(|(ns, target)| {
             *ns == namespace && own.iter().all(|(record, _)| record.target != *target)
         });
@@ -388,8 +385,11 @@ impl Engine {
 
 /// The inode of a tree's top directory.
 pub(super) fn root_of(tree: &Tree) -> Result<Attr, Failure> {
-    let damaged = || Failure::new(Class::BadData, format!("tree {} has no root", tree.slot()));
-    tree.inode(1).ok_or_else(damaged)
+    tree.inode(1).ok_or_else(|| without_root(tree))
+}
+
+fn without_root(tree: &Tree) -> Failure {
+    Failure::new(Class::BadData, format!("tree {} has no root", tree.slot()))
 }
 
 fn path_bytes(path: &Path) -> Vec<u8> {
@@ -432,13 +432,36 @@ impl Engine {
         let mut held = live.trees(&self.paths.lower());
         let records = records.filter(|record| self.holds(record, &live));
         held.extend(records.filter_map(|record| Slot::new(record.tree_slot)));
+        if live.mapped(&self.paths).next().is_some() {
+            // Of some tree; containerd's snapshots come and go
+            held.extend(self.layers.tree_slots().into_iter().map(|(_, slot)| slot));
+        }
         Ok(held)
     }
 
-    /// Says of an upper whether some process has it mounted, as of now.
+    /// Says of an upper whether some process has it mounted, or uses what it has detached. Only for
+    /// uppers that are to be removed where it is not so.
     pub(super) fn uppers_in_use(&self) -> impl Fn(&Path) -> bool {
         let live = Live::scan();
-        move |upper| live.uses_upper(upper)
+        move |upper| {
+            live.uses_upper(upper)
+                || snapshot::is_in_use(upper).unwrap_or_else(|error| {
+                    tracing::warn!(path = %upper.display(), %error, "cannot ask who uses it");
+                    false
+                })
+        }
+    }
+
+    /// The same, patient with what a process leaves behind that has just ended.
+    fn is_held(&self, upper: &Path) -> bool {
+        let begun = Instant::now();
+        while self.uppers_in_use()(upper) {
+            if begun.elapsed() >= LAST_BREATH {
+                return true;
+            }
+            std::thread::sleep(LAST_BREATH / 10);
+        }
+        false
     }
 }
 

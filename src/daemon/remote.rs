@@ -14,7 +14,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -267,17 +266,9 @@ impl Known {
         number: usize,
     ) -> Result<(), Failure> {
         let layer = image.layer(number).map(|layer| layer.digest);
-        let local = layer.and_then(|digest| local_blob(&digest));
+        let local = layer.and_then(|digest| engine.containerd_blob(&digest));
         engine.images.fetch_layer(image, number, local.as_deref(), &self.cancel).await
     }
-}
-
-/// Where containerd keeps blobs, if it is on this machine and left where it is by default.
-const CONTAINERD_BLOBS: &str = "/var/lib/containerd/io.containerd.content.v1.content/blobs";
-
-fn local_blob(digest: &Digest) -> Option<PathBuf> {
-    let path = Path::new(CONTAINERD_BLOBS).join(digest.algorithm().name()).join(digest.hex());
-    path.is_file().then_some(path)
 }
 
 /// The credentials of the user that the daemon runs as: nobody else can be asked.

@@ -74,6 +74,8 @@ impl Peel for Service {
                 state: engine.paths.state().as_os_str().as_bytes().to_vec(),
                 worker_started_at_ns,
                 unserved: engine.unserved(&mounts),
+                containerd_root: engine.containerd_root.as_os_str().as_bytes().to_vec(),
+                maps_ids: engine.maps_ids,
             })
         })
         .await
@@ -308,6 +310,33 @@ impl Peel for Service {
         .await
     }
 
+    async fn list_leases(&self, _: Request<api::ListLeasesRequest>) -> Answer<api::Document> {
+        self.blocking(|engine| Ok(api::Document { json: engine.list_leases()?.to_string() })).await
+    }
+
+    async fn create_lease(
+        &self,
+        request: Request<api::CreateLeaseRequest>,
+    ) -> Answer<api::CreateLeaseResponse> {
+        let request = request.into_inner();
+        self.blocking(move |engine| {
+            Ok(api::CreateLeaseResponse { id: engine.create_lease(request)? })
+        })
+        .await
+    }
+
+    async fn remove_lease(
+        &self,
+        request: Request<api::RemoveLeaseRequest>,
+    ) -> Answer<api::RemoveLeaseResponse> {
+        let id = request.into_inner().id;
+        self.blocking(move |engine| {
+            engine.remove_lease(&id)?;
+            Ok(api::RemoveLeaseResponse {})
+        })
+        .await
+    }
+
     async fn dump_metadata(&self, _: Request<api::DumpMetadataRequest>) -> Answer<api::Document> {
         self.blocking(|engine| Ok(api::Document { json: engine.metadata.dump()? })).await
     }
@@ -430,10 +459,7 @@ impl Peel for Service {
         request: Request<api::BundleConfigRequest>,
     ) -> Answer<api::BundleConfigResponse> {
         let request = request.into_inner();
-        self.blocking(move |engine| {
-            Ok(api::BundleConfigResponse { json: engine.bundle_config(request)? })
-        })
-        .await
+        self.blocking(move |engine| engine.bundle_config(request)).await
     }
 
     async fn list_snapshots(

@@ -24,7 +24,7 @@ use crate::{
     failure::Failure,
     metadata::{KeyedKind, KeyedSnapshot, LayerRef},
     snapshot::Usage,
-    snapshotter::{Filters, MergedTree, Mount, REF_LABEL, SnapshotterError, Trees},
+    snapshotter::{Filters, MergedTree, Mount, REF_LABEL, Removed, SnapshotterError, Trees},
 };
 
 /// Snapshots in one message of a list: 4 MiB is the most that a gRPC client takes by default, and
@@ -56,7 +56,7 @@ impl Trees for Engine {
         let tree = self.tree_of_layers(layers)?;
         let root = root_of(&tree)?;
         let path = self.paths.lower().join(tree.slot().to_string());
-        Ok(MergedTree { path, uid: root.uid, gid: root.gid })
+        Ok(MergedTree { path, uid: root.uid, gid: root.gid, maps_ids: self.maps_ids })
     }
 }
 
@@ -137,7 +137,7 @@ impl SnapshotsService {
 
 impl Engine {
     /// What a layer takes on disk: its blob and its index.
-    fn layer_usage(&self, layer: &LayerRef) -> Usage {
+    pub(super) fn layer_usage(&self, layer: &LayerRef) -> Usage {
         let index = self.layers.index_len(&layer.diff_id).unwrap_or(0);
         Usage { bytes: layer.size.saturating_add(index), inodes: 2 }
     }
@@ -224,19 +224,27 @@ impl Snapshots for SnapshotsService {
 
     async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Answer<()> {
         let wire::CommitSnapshotRequest { name, key, labels, .. } = request.into_inner();
-        self.blocking(move |engine| {
+        let commit = self.blocking(move |engine| {
             engine.snapshotter.commit(&name, &key, labels.into_iter().collect())
-        })
-        .await
+        });
+        if let Some(emptied) = commit.await?.into_inner() {
+            let engine = Arc::clone(&self.engine);
+            // containerd's database waits for the answer; what goes wrong stands in the log
+            drop(tokio::task::spawn_blocking(move || engine.discard_upper(emptied)));
+        }
+        Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
         self.blocking(move |engine| {
-            match engine.snapshotter.remove(&key)? {
-                Some(id) => engine.discard_upper(id),
+            let Removed { directory, layer } = engine.snapshotter.remove(&key)?;
+            if let Some(id) = directory {
+                engine.discard_upper(id);
+            }
+            if layer {
                 // Trees, indexes and blobs: when containerd has removed all that it wants to
-                None => engine.note_garbage(),
+                engine.note_garbage();
             }
             Ok(())
         })

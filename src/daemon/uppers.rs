@@ -48,7 +48,8 @@ impl Engine {
                 .hint(format!("pull its image again: peel pull {}", snapshot.image)));
         };
         let lower = self.paths.lower().join(slot.to_string());
-        Ok(Upper::open(&self.snapshots.upper(snapshot.id), &lower)?)
+        let init = self.snapshots.init(snapshot.id);
+        Ok(Upper::open(&self.snapshots.upper(snapshot.id), init.as_deref(), &lower)?)
     }
 
     /// What was written to a snapshot: kinds and paths from `/`.

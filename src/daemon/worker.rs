@@ -27,6 +27,7 @@ use tokio::{
 
 use super::{
     AGAIN,
+    diff::DiffService,
     engine::Engine,
     estate::{Estate, Inherited, Word},
     fatal,
@@ -40,7 +41,9 @@ use super::{
 };
 use crate::{
     api::{
-        containerd::services::snapshots::v1::snapshots_server::SnapshotsServer,
+        containerd::services::{
+            diff::v1::diff_server::DiffServer, snapshots::v1::snapshots_server::SnapshotsServer,
+        },
         peel_server::PeelServer,
     },
     content::ContentStore,
@@ -116,6 +119,7 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
         .map_err(|e| Failure::new(Class::Other, format!("bad handshake from the keeper: {e}")))?;
     let (paths, span_cache) = (options.paths.clone(), options.span_cache);
     let (network, max_size) = (options.network.clone(), options.max_size);
+    let containerd_root = options.containerd_root.clone();
     let follow_starts = options.follow_starts;
     let metrics_address = options.metrics;
     let keeper = Keeper::watch(options, estate, &facts, line).map_err(no_estate)?;
@@ -131,7 +135,8 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
     let engine = open(facts.restarts == 0, || {
         content.prepare().map_err(|e| damaged(&e))?;
         let (content, layers) = (Arc::clone(&content), Arc::clone(&layers));
-        Engine::open(paths.clone(), content, layers, network.clone(), max_size)
+        let (network, maps_ids) = (network.clone(), handshake.maps_ids());
+        Engine::open(paths.clone(), content, layers, network, max_size, &containerd_root, maps_ids)
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -273,11 +278,13 @@ async fn answer(
         }
     };
     let snapshots = SnapshotsService { engine: Arc::clone(&service.engine) };
+    let diffs = DiffService { engine: Arc::clone(&service.engine) };
     let (drained, draining) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
         .add_service(PeelServer::from_arc(service))
         .add_service(SnapshotsServer::new(snapshots))
+        .add_service(DiffServer::new(diffs))
         .serve_with_incoming_shutdown(incoming, async move {
             stopped.await;
             drop(drained);

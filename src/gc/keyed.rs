@@ -14,20 +14,21 @@ impl Keyed {
         Self(snapshots.into_iter().map(|s| (s.key.clone(), s)).collect())
     }
 
-    /// The layers that snapshots are.
+    /// The layers that snapshots are or will be.
     pub(super) fn layers(&self) -> impl Iterator<Item = &LayerRef> {
         self.0.values().filter_map(|snapshot| snapshot.layer.as_ref())
     }
 
     /// Numbers of the snapshots that may have a directory.
     pub(super) fn uppers(&self) -> impl Iterator<Item = u64> {
-        self.0.values().filter(|s| s.layer.is_none()).map(|snapshot| snapshot.id)
+        self.0.values().filter(|s| !s.is_layer()).map(|snapshot| snapshot.id)
     }
 
-    /// chainIDs of the layers that something which is no layer stands on.
+    /// chainIDs of the layers that something which is no layer stands on, or shows as its own.
     pub(super) fn chains(&self) -> HashSet<Digest> {
-        let above = self.0.values().filter(|snapshot| snapshot.layer.is_none());
-        let tops: HashSet<&str> = above.filter_map(|s| s.parent.as_deref()).collect();
+        let above = || self.0.values().filter(|snapshot| !snapshot.is_layer());
+        let mut tops: HashSet<&str> = above().filter_map(|s| s.parent.as_deref()).collect();
+        tops.extend(above().filter(|s| s.layer.is_some()).map(|s| s.key.as_str()));
         tops.into_iter().filter_map(|top| self.chain(top)).collect()
     }
 
@@ -90,6 +91,20 @@ mod tests {
         assert_eq!(keyed.layers().count(), 3);
         let uppers: HashSet<u64> = keyed.uppers().collect();
         assert_eq!(uppers, HashSet::from([5, 8]));
+    }
+
+    #[test]
+    fn a_layer_that_is_not_committed_yet() {
+        let applied =
+            KeyedSnapshot { kind: KeyedKind::Active, ..snapshot("applied", Some("a"), Some(2)) };
+        let keyed = Keyed::of(vec![snapshot("a", None, Some(1)), applied]);
+        let chain = |numbers: &[u8]| {
+            let diff_ids: Vec<_> = numbers.iter().map(|n| Digest::sha256(&[*n])).collect();
+            chain_id(&diff_ids).expect("chain")
+        };
+        assert_eq!(keyed.chains(), HashSet::from([chain(&[1]), chain(&[1, 2])]));
+        assert_eq!(keyed.layers().count(), 2);
+        assert_eq!(keyed.uppers().collect::<Vec<_>>(), [7]);
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! From a reference to the images it stands for: one platform's, or all.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use peel_index::{Algorithm, Digest};
 
-use super::source::Source;
+use super::{pull::blocking, source::Source};
 use crate::{
+    content::ContentStore,
     failure::{Class, Failure},
     metadata::{LayerRef, OtherPlatform},
     oci::{
-        Descriptor, ImageConfig, ImageManifest, LayerDescriptor, MAX_INDEX_DEPTH, Manifest,
-        OciError, Platform, Selection, Step, references,
+        Descriptor, ImageConfig, ImageManifest, LayerDescriptor, MAX_CONFIG_SIZE, MAX_INDEX_DEPTH,
+        MAX_MANIFEST_SIZE, Manifest, OciError, Platform, Selection, Step, references,
     },
 };
 
@@ -79,9 +83,46 @@ impl Found {
     }
 }
 
+/// Where documents come from: a source, and what is here already.
+#[derive(Clone, Copy)]
+pub(super) struct Documents<'a> {
+    pub(super) source: &'a Source,
+    pub(super) here: Option<&'a Arc<ContentStore>>,
+}
+
+impl Documents<'_> {
+    async fn manifest(self, descriptor: &Descriptor) -> Result<Vec<u8>, Failure> {
+        match self.known(descriptor, MAX_MANIFEST_SIZE).await? {
+            Some(bytes) => Ok(bytes),
+            None => self.source.manifest(descriptor).await,
+        }
+    }
+
+    async fn config(self, descriptor: &Descriptor) -> Result<Vec<u8>, Failure> {
+        match self.known(descriptor, MAX_CONFIG_SIZE).await? {
+            Some(bytes) => Ok(bytes),
+            None => self.source.config(descriptor).await,
+        }
+    }
+
+    /// What is here, verified.
+    async fn known(self, descriptor: &Descriptor, max: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(here) = self.here.map(Arc::clone) else { return Ok(None) };
+        let digest = descriptor.digest;
+        // Damaged ones are fetched again
+        let found = blocking(move || Ok(here.read_blob(&digest, max).ok())).await?;
+        Ok(found.filter(|bytes| bytes.len() as u64 == descriptor.size))
+    }
+}
+
 /// Walks from the reference's target to the image of the platform.
 pub(super) async fn find(source: &Source, wanted: Platform) -> Result<Found, Failure> {
-    let (target, bytes) = source.resolve().await?;
+    find_in(Documents { source, here: None }, wanted).await
+}
+
+/// The same, with documents that may be here.
+pub(super) async fn find_in(source: Documents<'_>, wanted: Platform) -> Result<Found, Failure> {
+    let (target, bytes) = source.source.resolve().await?;
     let mut selection = Selection::new(wanted.clone(), &target);
     let mut documents = Vec::new();
     let mut descriptor = target.clone();
@@ -114,7 +155,7 @@ pub(super) async fn find(source: &Source, wanted: Platform) -> Result<Found, Fai
 }
 
 /// Finds everything else that the target names.
-pub(super) async fn find_all(source: &Source, found: &mut Found) -> Result<(), Failure> {
+pub(super) async fn find_all(source: Documents<'_>, found: &mut Found) -> Result<(), Failure> {
     let mut pending = VecDeque::from([(found.target.clone(), 0)]);
     let mut seen = HashSet::new();
     while let Some((descriptor, depth)) = pending.pop_front() {

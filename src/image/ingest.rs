@@ -29,6 +29,27 @@ const SPREAD_AFTER: u64 = 1 << 20;
 /// What is read from a file at once.
 const CHUNK: usize = 256 << 10;
 
+/// What a blob is to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    /// What it is to unpack to, where that is known.
+    pub(super) diff_id: Option<Digest>,
+}
+
+impl From<&LayerRef> for Wanted {
+    fn from(layer: &LayerRef) -> Self {
+        Self { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) }
+    }
+}
+
+/// A blob that has been read to its end, and is what it is to be.
+pub(super) struct Indexed {
+    pub(super) built: BuiltLayer,
+    pub(super) copy: CopyFile,
+}
+
 /// Compressed bytes of a layer.
 pub(super) enum Piece {
     /// The next ones.
@@ -45,7 +66,7 @@ pub(super) struct Feed {
 }
 
 /// The same, once it has begun.
-enum Input {
+pub(super) enum Input {
     Pieces(mpsc::Receiver<Result<Piece, Failure>>),
     File(io::Take<File>),
 }
@@ -61,7 +82,14 @@ fn at(part: Part, from: u64) -> io::Result<io::Take<File>> {
 }
 
 impl Input {
-    fn next(&mut self) -> Option<Result<Bytes, Failure>> {
+    /// All of a file, from its first byte on; of those who read it in this way, one at a time.
+    pub(super) fn whole(file: &File) -> io::Result<Self> {
+        let mut file = file.try_clone()?;
+        file.rewind()?;
+        Ok(Self::File(file.take(u64::MAX)))
+    }
+
+    pub(super) fn next(&mut self) -> Option<Result<Bytes, Failure>> {
         let failed = |e: &io::Error| Failure::io(e, format!("cannot read a blob: {e}"));
         if let Self::Pieces(pieces) = self {
             match pieces.blocking_recv()? {
@@ -123,7 +151,7 @@ impl Store {
     ) -> Result<(), Failure> {
         let blob = self.content.open_blob(&layer.digest)?;
         let tell: Tell<'_> = &mut |_, _| {};
-        let mut pass = Pass::new(self, layer, call_off, tell)?;
+        let mut pass = Pass::new(self, layer.into(), call_off, tell)?;
         pass.read(&mut Input::File(blob.take(u64::MAX)), None)?;
         self.install(pass, None, false)
     }
@@ -132,7 +160,7 @@ impl Store {
     pub(super) fn index_again(&self, layer: &LayerRef) -> Result<(), Failure> {
         let blob = self.content.open_blob(&layer.digest)?;
         let (never, tell): (_, Tell<'_>) = (CancellationToken::new(), &mut |_, _| {});
-        let mut pass = Pass::new(self, layer, &never, tell)?;
+        let mut pass = Pass::new(self, layer.into(), &never, tell)?;
         pass.read(&mut Input::File(blob.take(u64::MAX)), None)?;
         self.install(pass, None, true)
     }
@@ -155,7 +183,7 @@ impl Store {
         };
         // The builder hashes the same bytes
         let mut ingest = ingest.hashed_by_caller();
-        let mut pass = Pass::new(self, layer, call_off, tell)?;
+        let mut pass = Pass::new(self, layer.into(), call_off, tell)?;
         if ingest.written() > 0 {
             tracing::info!(layer = %layer.digest, from = ingest.written(), "going on with a layer");
             ingest.replay(|chunk| pass.take(chunk))?;
@@ -214,8 +242,7 @@ impl Store {
 
     /// Puts blob and index in their places, the index over another one only where `again`.
     fn install(&self, pass: Pass<'_>, ingest: Option<Ingest>, again: bool) -> Result<(), Failure> {
-        let layer = pass.layer;
-        let (built, copy, tell) = match pass.finish() {
+        let (indexed, tell) = match pass.finish() {
             Ok(finished) => finished,
             Err(failure) => {
                 // A wrong digest explains a malformed stream; the blob itself is of no use
@@ -226,14 +253,22 @@ impl Store {
             }
         };
         if let Some(ingest) = ingest {
-            ingest.commit_verified(built.blob)?;
+            ingest.commit_verified(indexed.built.blob)?;
         }
+        let lengths = (indexed.built.blob_len, indexed.built.tar_len);
+        self.install_index(indexed, again)?;
+        tell(lengths.0, lengths.1);
+        Ok(())
+    }
+
+    /// Puts an index in its place, over another one only where `again`.
+    pub(super) fn install_index(&self, indexed: Indexed, again: bool) -> Result<(), Failure> {
+        let Indexed { built, copy } = indexed;
         // An index of another blob of the same content serves as well
-        let has_index = matches!(self.layers.layer_by_diff_id(&layer.diff_id), Ok(Some(_)));
-        if again || !has_index || !self.layers.layer_is_current(&layer.diff_id) {
+        let has_index = matches!(self.layers.layer_by_diff_id(&built.diff_id), Ok(Some(_)));
+        if again || !has_index || !self.layers.layer_is_current(&built.diff_id) {
             self.layers.install_layer(&built, copy, self.slots.next()?)?;
         }
-        tell(built.blob_len, built.tar_len);
         Ok(())
     }
 
@@ -292,7 +327,7 @@ impl Store {
 }
 
 /// Why a pass stopped.
-enum Stop {
+pub(super) enum Stop {
     /// The bytes stopped coming: those that came are good as far as anybody knows.
     Broken(Failure),
     /// Anything else.
@@ -307,11 +342,11 @@ impl From<Stop> for Failure {
     }
 }
 
-type Tell<'a> = &'a mut dyn FnMut(u64, u64);
+pub(super) type Tell<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// The pass over one blob.
-struct Pass<'a> {
-    layer: &'a LayerRef,
+pub(super) struct Pass<'a> {
+    wanted: Wanted,
     received: u64,
     copy: CopyFile,
     builder: Result<LayerBuilder, Failure>,
@@ -322,16 +357,16 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(
+    pub(super) fn new(
         store: &'a Store,
-        layer: &'a LayerRef,
+        wanted: Wanted,
         call_off: &'a CancellationToken,
         tell: Tell<'a>,
     ) -> Result<Self, Failure> {
-        let builder = Ok(LayerBuilder::new(layer.digest.algorithm()));
+        let builder = Ok(LayerBuilder::new(wanted.digest.algorithm()));
         let (copy, share) = (store.layers.new_copy()?, store.cores.enter());
         let told = Instant::now();
-        Ok(Self { layer, received: 0, copy, builder, share, call_off, tell, told })
+        Ok(Self { wanted, received: 0, copy, builder, share, call_off, tell, told })
     }
 
     fn indexed(&self) -> u64 {
@@ -339,7 +374,11 @@ impl<'a> Pass<'a> {
     }
 
     /// Takes everything there is, and writes it down where it has to be.
-    fn read(&mut self, input: &mut Input, mut ingest: Option<&mut Ingest>) -> Result<(), Stop> {
+    pub(super) fn read(
+        &mut self,
+        input: &mut Input,
+        mut ingest: Option<&mut Ingest>,
+    ) -> Result<(), Stop> {
         while let Some(chunk) = input.next() {
             let chunk = chunk.map_err(|failure| match failure.class {
                 Class::BadData => Stop::Failed(failure),
@@ -373,7 +412,7 @@ impl<'a> Pass<'a> {
 
     fn push(&mut self, chunk: &[u8]) -> Result<(), Failure> {
         self.received += chunk.len() as u64;
-        if self.received > self.layer.size {
+        if self.received > self.wanted.size {
             return Err(self.wrong_size("more"));
         }
         // After a malformed stream the rest is still received: a wrong digest says more
@@ -389,7 +428,7 @@ impl<'a> Pass<'a> {
                         self.copy.append(&copied)?;
                     }
                 }
-                Err(error) => self.builder = Err(malformed(self.layer, &error)),
+                Err(error) => self.builder = Err(malformed(self.wanted, &error)),
             }
         }
         Ok(())
@@ -398,27 +437,27 @@ impl<'a> Pass<'a> {
     fn wrong_size(&self, found: impl std::fmt::Display) -> Failure {
         let message = format!(
             "layer {} has another size than its manifest says: expected {} bytes, found {found}",
-            self.layer.digest, self.layer.size
+            self.wanted.digest, self.wanted.size
         );
         Failure::new(Class::BadData, message).hint(SOURCE_BROKEN)
     }
 
-    fn finish(self) -> Result<(BuiltLayer, CopyFile, Tell<'a>), Failure> {
-        let layer = self.layer;
-        if self.received != layer.size {
+    pub(super) fn finish(self) -> Result<(Indexed, Tell<'a>), Failure> {
+        let wanted = self.wanted;
+        if self.received != wanted.size {
             return Err(self.wrong_size(self.received));
         }
-        let built = self.builder?.finish().map_err(|error| malformed(layer, &error))?;
-        if built.blob != layer.digest {
-            let message =
-                format!("wrong digest of a layer: expected {}, found {}", layer.digest, built.blob);
+        let built = self.builder?.finish().map_err(|error| malformed(wanted, &error))?;
+        if built.blob != wanted.digest {
+            let (expected, found) = (wanted.digest, built.blob);
+            let message = format!("wrong digest of a layer: expected {expected}, found {found}");
             return Err(Failure::new(Class::BadData, message).hint(SOURCE_BROKEN));
         }
-        if built.diff_id != layer.diff_id {
+        if let Some(expected) = wanted.diff_id.filter(|expected| *expected != built.diff_id) {
             let message = format!(
-                "layer {} unpacks to another diffID than the image's config says: expected {}, \
-                 found {}",
-                layer.digest, layer.diff_id, built.diff_id
+                "layer {} unpacks to another diffID than the image's config says: expected \
+                 {expected}, found {}",
+                wanted.digest, built.diff_id
             );
             return Err(
                 Failure::new(Class::BadData, message).hint("the image is broken; rebuild it")
@@ -426,11 +465,11 @@ impl<'a> Pass<'a> {
         }
         let mut copy = self.copy;
         copy.append(&built.copy_rest)?;
-        Ok((built, copy, self.tell))
+        Ok((Indexed { built, copy }, self.tell))
     }
 }
 
-fn malformed(layer: &LayerRef, error: &dyn std::error::Error) -> Failure {
-    let message = format!("layer {} cannot be indexed: {}", layer.digest, chain(error));
+fn malformed(wanted: Wanted, error: &dyn std::error::Error) -> Failure {
+    let message = format!("layer {} cannot be indexed: {}", wanted.digest, chain(error));
     Failure::new(Class::BadData, message).hint("the layer is malformed; rebuild the image")
 }

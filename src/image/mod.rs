@@ -9,6 +9,7 @@
 //! Locking: one asynchronous mutex a diffID or document, so that each is fetched, stored and indexed
 //! once however many pulls want it. No two are held at once.
 
+mod adopt;
 mod cores;
 mod export;
 mod failures;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Events, Images, PullEvent, Stage, cancelled,
-    find::{Found, Image, find, find_all},
+    find::{Documents, Found, Image, find_all, find_in},
     job::{Job, feed, progress},
     labels,
     lease::{Goods, Hold},
@@ -110,7 +110,8 @@ impl Images {
     ) -> Result<ImageRecord, Failure> {
         let Taking { source, wanted, .. } = &taking;
         let resolve = async {
-            let mut found = find(source, wanted.clone()).await?;
+            let source = Documents { source, here: Some(&self.store.content) };
+            let mut found = find_in(source, wanted.clone()).await?;
             if taking.all_platforms {
                 find_all(source, &mut found).await?;
             }

@@ -1,17 +1,12 @@
 //! The layers of an image in a registry one at a time, for a caller that asks in an order of its
 //! own.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use peel_index::{Digest, chain_id};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Images, cancelled,
-    find::find,
-    job::Job,
-    source::{LocalFile, Source},
-};
+use super::{Images, cancelled, find::find, ingest::Wanted, job::Job, source::Source};
 use crate::{
     failure::Failure,
     metadata::LayerRef,
@@ -82,9 +77,19 @@ impl Images {
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
         let Some((descriptor, layer)) = image.layers.get(number) else { return Err(cancelled()) };
-        let job = |source| Job {
+        if let Some(path) = local
+            && !self.is_here(layer).await?
+        {
+            match self.adopt(path, Wanted::from(layer), cancel).await {
+                Err(error) if !cancel.is_cancelled() => {
+                    tracing::warn!(layer = %layer.digest, %error, "a local blob is of no use");
+                }
+                done => return done.map(drop),
+            }
+        }
+        let job = Job {
             store: Arc::clone(&self.store),
-            source,
+            source: Arc::clone(&image.source),
             flight: self.flight(layer.diff_id),
             descriptor: descriptor.clone(),
             layer: layer.clone(),
@@ -94,15 +99,6 @@ impl Images {
         };
         // Never closed
         let _place = Arc::clone(&self.store.places).acquire_owned().await;
-        if let Some(file) = local.and_then(|path| File::open(path).ok()) {
-            let source = Source::File(LocalFile::new(file, layer.digest));
-            match job(Arc::new(source)).run().await {
-                Err(error) if !cancel.is_cancelled() => {
-                    tracing::warn!(layer = %layer.digest, %error, "a local blob is of no use");
-                }
-                done => return done,
-            }
-        }
-        job(Arc::clone(&image.source)).run().await
+        job.run().await
     }
 }

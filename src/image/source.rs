@@ -7,12 +7,12 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
-use peel_index::{Digest, Hasher};
+use peel_index::Hasher;
 
 use super::pull::blocking;
 use crate::{
     content::{OciLayout, Part},
-    failure::{Class, Failure, chain},
+    failure::{Failure, chain},
     oci::{
         Descriptor, LayerDescriptor, MAX_CONFIG_SIZE, MAX_MANIFEST_SIZE, Platform, Reference,
         RegistryReference,
@@ -36,33 +36,8 @@ pub(super) enum Blob {
 
 /// See the module.
 pub(super) enum Source {
-    Registry {
-        registry: Arc<Registry>,
-        reference: RegistryReference,
-    },
-    Layout {
-        layout: Arc<OciLayout>,
-        target: Descriptor,
-    },
-    /// One blob and nothing else.
-    File(LocalFile),
-}
-
-/// A file that holds a blob, or should.
-pub(super) struct LocalFile {
-    file: std::fs::File,
-    digest: Digest,
-}
-
-impl LocalFile {
-    pub(super) fn new(file: std::fs::File, digest: Digest) -> Self {
-        Self { file, digest }
-    }
-
-    /// What a file of one blob does not have.
-    fn lacks(&self, what: &str) -> Failure {
-        Failure::new(Class::NotFound, format!("no {what} beside the file of blob {}", self.digest))
-    }
+    Registry { registry: Arc<Registry>, reference: RegistryReference },
+    Layout { layout: Arc<OciLayout>, target: Descriptor },
 }
 
 impl Source {
@@ -109,7 +84,6 @@ impl Source {
                 let bytes = self.manifest(target).await?;
                 Ok((target.clone(), bytes))
             }
-            Self::File(file) => Err(file.lacks("manifest")),
         }
     }
 
@@ -123,7 +97,6 @@ impl Source {
                 Ok(registry.manifest(reference.repository(), descriptor).await?.to_vec())
             }
             Self::Layout { layout, .. } => read(layout, descriptor, MAX_MANIFEST_SIZE).await,
-            Self::File(file) => Err(file.lacks("manifest")),
         }
     }
 
@@ -138,7 +111,6 @@ impl Source {
                 Ok(registry.read_blob(repository, descriptor, MAX_CONFIG_SIZE).await?.to_vec())
             }
             Self::Layout { layout, .. } => read(layout, descriptor, MAX_CONFIG_SIZE).await,
-            Self::File(file) => Err(file.lacks("config")),
         }
     }
 
@@ -175,13 +147,6 @@ impl Source {
             Self::Layout { layout, .. } => {
                 let (layout, descriptor) = (Arc::clone(layout), descriptor.clone());
                 blocking(move || Ok(Blob::File(layout.open_blob(&descriptor)?))).await
-            }
-            Self::File(file) => {
-                let again = file.file.try_clone();
-                let failed = |e| Failure::io(&e, format!("cannot read blob {}: {e}", file.digest));
-                let file = again.map_err(failed)?;
-                // Its length is checked as that of any other source
-                Ok(Blob::File(Part { file, offset: 0, len: u64::MAX }))
             }
         }
     }

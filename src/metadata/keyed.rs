@@ -38,7 +38,8 @@ pub struct KeyedSnapshot {
     pub parent: Option<String>,
     /// What can be done with it.
     pub kind: KeyedKind,
-    /// The layer that it is; it has no directory then, and neither has anything below it.
+    /// The layer that it is, or of an active one will be once it is committed. A committed one has
+    /// no directory then; neither has anything below it.
     #[serde(default)]
     pub layer: Option<LayerRef>,
     /// Labels by key.
@@ -47,12 +48,19 @@ pub struct KeyedSnapshot {
     pub created_at_ns: i64,
     /// When a label last changed, in nanoseconds since 1970.
     pub updated_at_ns: i64,
-    /// Disk use in bytes, as of the commit.
+    /// Disk use in bytes, as of the commit, or of the layer that an active one will be.
     #[serde(default)]
     pub bytes: u64,
-    /// Inodes, as of the commit.
+    /// Inodes, in the same way.
     #[serde(default)]
     pub inodes: u64,
+}
+
+impl KeyedSnapshot {
+    /// Whether it is a layer, of which nothing lies on disk but its blob and index.
+    pub fn is_layer(&self) -> bool {
+        self.layer.is_some() && self.kind == KeyedKind::Committed
+    }
 }
 
 impl Record for KeyedSnapshot {

@@ -1,4 +1,4 @@
-//! Attributes of a rootfs's top directory.
+//! Attributes of a directory, taken over from a tree.
 
 use std::{
     ffi::OsStr,
@@ -7,9 +7,10 @@ use std::{
     path::Path,
 };
 
+use peel_index::Tree;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 
-/// What an upper takes over from the root of the tree below it.
+/// What an upper takes over from the root of the tree below it, or a layer from a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootAttributes {
     /// Permission bits, 07777.
@@ -27,6 +28,19 @@ pub struct RootAttributes {
 }
 
 impl RootAttributes {
+    /// Those of a directory of a tree; `None` where there is none of this number.
+    pub fn of(tree: &Tree, number: u32) -> Option<Self> {
+        let found = tree.inode(number)?;
+        Some(Self {
+            mode: found.mode,
+            uid: found.uid,
+            gid: found.gid,
+            mtime_sec: found.mtime_sec,
+            mtime_nsec: found.mtime_nsec,
+            xattrs: tree.xattrs(number).map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
+        })
+    }
+
     pub(super) fn apply(&self, dir: &Path) -> io::Result<()> {
         // The mode after the owner: chown clears set-id bits
         std::os::unix::fs::chown(dir, Some(self.uid), Some(self.gid))?;

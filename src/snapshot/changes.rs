@@ -154,11 +154,11 @@ fn open_dir(path: &Path) -> io::Result<File> {
 }
 
 /// An overlay of directories, topmost first, that is mounted nowhere.
-fn overlay(dirs: [&Path; 2]) -> rustix::io::Result<OwnedFd> {
+fn overlay(dirs: &[&Path]) -> rustix::io::Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", "peel")?;
     for dir in dirs {
-        fsconfig_set_string(context.as_fd(), "lowerdir+", dir)?;
+        fsconfig_set_string(context.as_fd(), "lowerdir+", *dir)?;
     }
     for (key, value) in
         [("index", "off"), ("metacopy", "on"), ("redirect_dir", "on"), ("xino", "off")]
@@ -174,14 +174,16 @@ fn overlay(dirs: [&Path; 2]) -> rustix::io::Result<OwnedFd> {
 }
 
 impl Upper {
-    /// Opens an upper over the directory that shows its tree.
+    /// Opens an upper over the directory that shows its tree, and over the layer between them where
+    /// there is one: what that brings is no change.
     ///
     /// # Errors
-    /// Where either cannot be opened, or no overlay can be made of them.
-    pub fn open(upper: &Path, lower: &Path) -> Result<Self, SnapshotError> {
+    /// Where one cannot be opened, or no overlay can be made of them.
+    pub fn open(upper: &Path, init: Option<&Path>, lower: &Path) -> Result<Self, SnapshotError> {
         let failed = SnapshotError::of("read", upper);
-        let merged = overlay([upper, lower])
-            .map_err(|e| SnapshotError::of("make an overlay of", upper)(e.into()))?;
+        let dirs: Vec<_> = [Some(upper), init, Some(lower)].into_iter().flatten().collect();
+        let merged =
+            overlay(&dirs).map_err(|e| SnapshotError::of("make an overlay of", upper)(e.into()))?;
         Ok(Self {
             upper: open_dir(upper).map_err(&failed)?,
             lower: open_dir(lower).map_err(&failed)?,

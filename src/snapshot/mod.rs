@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/snapshots/<n>/fs     upperdir
 //! <root>/snapshots/<n>/work   workdir, beside it on the same file system
+//! <root>/snapshots/<n>/init   a lower above the image's, of a container's; see `init`
 //! ```
 //! The number comes from the metadata store and is never used again. A directory that no record
 //! names is the rest of an interrupted change, and GC removes it. `lost-<n>` is an upper whose record
@@ -10,6 +11,8 @@
 
 mod attributes;
 mod changes;
+mod init;
+mod mounted;
 pub mod tarball;
 
 use std::{
@@ -20,6 +23,8 @@ use std::{
 
 pub use attributes::RootAttributes;
 pub use changes::{Change, ChangeKind, Found, Upper};
+pub use init::{InitLayer, PLACES, Place};
+pub use mounted::is_in_use;
 
 use crate::failure::Failure;
 
@@ -79,6 +84,22 @@ impl Snapshots {
     /// The upperdir of a snapshot.
     pub fn upper(&self, id: u64) -> PathBuf {
         self.dir.join(id.to_string()).join("fs")
+    }
+
+    /// The number of the snapshot whose upperdir that is, whether or not it is there.
+    pub fn id_of(&self, upper: &Path) -> Option<u64> {
+        let number = upper.strip_prefix(&self.dir).ok()?.parent()?.to_str()?;
+        number.parse().ok().filter(|id| self.upper(*id) == upper)
+    }
+
+    /// Whether nothing has been written to an upper.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn is_empty(&self, id: u64) -> Result<bool, SnapshotError> {
+        let upper = self.upper(id);
+        let mut entries = fs::read_dir(&upper).map_err(SnapshotError::of("read", &upper))?;
+        Ok(entries.next().is_none())
     }
 
     /// The workdir of a snapshot.

@@ -3,12 +3,13 @@
 //!
 //! ```text
 //!             Prepare ──▶ active ──Commit──▶ committed ──┐
-//! parent ──▶                                             ├──▶ parent of others
-//!             View ─────▶ view         layer: committed ─┘
+//! parent ──▶                    Apply ──Commit──▶ layer ─┼──▶ parent of others
+//!             View ─────▶ view                    layer ─┘
 //! ```
 //! A committed snapshot is a directory that somebody has filled (an upper of [`Snapshots`]), or a
-//! *layer*: one that peel has indexed, of which nothing lies on disk but its blob and index. Layers
-//! stand on layers only, so a chain is directories above one merged tree. The tree is merged when
+//! *layer*: one that peel has indexed, of which nothing lies on disk but its blob and index. peel has
+//! fetched it, or was asked to apply it to an active snapshot that stays empty. Layers stand on layers
+//! only, so a chain is directories above one merged tree. The tree is merged when
 //! something is first prepared on it, and not for every layer of an image.
 //!
 //! Locking: one mutex over the table, held while a change is written (milliseconds), never while a
@@ -17,16 +18,20 @@
 
 mod error;
 mod filter;
+mod ids;
 mod mounts;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use peel_index::chain_id;
+
+use self::ids::IdMaps;
 pub use self::{error::SnapshotterError, filter::Filters, mounts::Mount};
 use crate::{
     failure::Failure,
@@ -52,6 +57,8 @@ pub struct MergedTree {
     pub uid: u32,
     /// Group of its root.
     pub gid: u32,
+    /// The kernel can map ids in a mount of it.
+    pub maps_ids: bool,
 }
 
 /// Merges layers.
@@ -72,6 +79,15 @@ pub struct Below {
     pub layers: Vec<LayerRef>,
 }
 
+/// What a removed snapshot leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// Number of its directory, for [`Snapshots::remove`].
+    pub directory: Option<u64>,
+    /// It was a layer or had one: a blob, an index and trees may be of no use any more.
+    pub layer: bool,
+}
+
 /// See the module.
 pub struct Snapshotter {
     metadata: Arc<Metadata>,
@@ -84,6 +100,8 @@ struct Table {
     snapshots: BTreeMap<String, KeyedSnapshot>,
     /// How many have it as their parent.
     children: HashMap<String, usize>,
+    /// Keys of layers by their [`REF_LABEL`].
+    layers: HashMap<String, BTreeSet<String>>,
 }
 
 type Result<T, E = SnapshotterError> = std::result::Result<T, E>;
@@ -123,11 +141,12 @@ impl Snapshotter {
             table.refuse_taken(key)?;
             table.below(parent)?
         };
+        let maps = IdMaps::of(&labels)?;
         let lowers = self.lowers(trees, &below)?;
         let id = self.metadata.next_id(IdKind::Snapshot)?;
         let has_directory = kind == KeyedKind::Active || parent.is_none();
         if has_directory {
-            self.uppers.create(id, &self.root_attributes(lowers.first())?)?;
+            self.uppers.create(id, &root_attributes(lowers.first(), maps.as_ref()))?;
         }
         let now = now_ns();
         let snapshot = KeyedSnapshot {
@@ -226,41 +245,99 @@ impl Snapshotter {
                 let message = format!("snapshot {key:?} is neither active nor a view");
                 return Err(SnapshotterError::Precondition(message));
             }
-            let below = table.below(snapshot.parent.as_deref())?;
+            let mut below = table.below(snapshot.parent.as_deref())?;
+            below.layers.extend(snapshot.layer.clone());
             (snapshot, below)
         };
         self.mounts_of(&snapshot, &self.lowers(trees, &below)?)
     }
 
-    /// Makes a committed snapshot of an active one.
+    /// The active snapshot that is written to in a directory, and what it stands on.
+    ///
+    /// # Errors
+    /// Those of [`Snapshotter::below`].
+    pub fn active_in(&self, upper: &Path) -> Result<Option<(KeyedSnapshot, Below)>> {
+        let Some(id) = self.uppers.id_of(upper) else { return Ok(None) };
+        let table = self.table();
+        let mut all = table.snapshots.values();
+        let found = all.find(|snapshot| snapshot.id == id && snapshot.kind == KeyedKind::Active);
+        let Some(found) = found else { return Ok(None) };
+        let below = table.below(found.parent.as_deref())?;
+        Ok(Some((found.clone(), below)))
+    }
+
+    /// Has an active snapshot be a layer once it is committed. Nothing may have been written to it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Precondition` for one that is not active, is not empty, is another layer already,
+    /// or stands on what is no layer.
+    pub fn apply(&self, key: &str, layer: LayerRef, usage: Usage) -> Result<()> {
+        let mut table = self.table();
+        let snapshot = table.find(key)?;
+        refuse_inactive(snapshot)?;
+        let is_other = snapshot.layer.as_ref().is_some_and(|found| found.diff_id != layer.diff_id);
+        let stands = table.below(snapshot.parent.as_deref())?.uppers.is_empty();
+        if is_other || !stands || !self.uppers.is_empty(snapshot.id)? {
+            let message = format!("snapshot {key:?} is not one that can become a layer");
+            return Err(SnapshotterError::Precondition(message));
+        }
+        let Usage { bytes, inodes } = usage;
+        let applied = KeyedSnapshot { layer: Some(layer), bytes, inodes, ..snapshot.clone() };
+        self.metadata.transaction(|tx| tx.put_keyed(&applied))?;
+        table.replace(applied);
+        Ok(())
+    }
+
+    /// Makes a committed snapshot of an active one. Gives the number of a directory that is of no
+    /// use any more, where there is one.
     ///
     /// # Errors
     /// `NotFound`, `Precondition` for one that is not active, `Exists` for a name that is taken.
-    pub fn commit(&self, name: &str, key: &str, labels: BTreeMap<String, String>) -> Result<()> {
-        let id = {
+    pub fn commit(
+        &self,
+        name: &str,
+        key: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Option<u64>> {
+        let (id, is_layer) = {
             let table = self.table();
             let snapshot = table.find(key)?;
             table.refuse_taken(name)?;
             refuse_inactive(snapshot)?;
-            snapshot.id
+            (snapshot.id, snapshot.layer.is_some())
         };
         // Not under the lock: a large directory takes its time
-        let usage = self.uppers.usage(id)?;
+        let usage = (!is_layer).then(|| self.uppers.usage(id)).transpose()?;
         let mut table = self.table();
         let active = table.find(key)?;
         table.refuse_taken(name)?;
         refuse_inactive(active)?;
         let now = now_ns();
-        let committed = KeyedSnapshot {
+        let mut committed = KeyedSnapshot {
             key: name.to_owned(),
             kind: KeyedKind::Committed,
             labels,
             created_at_ns: now,
             updated_at_ns: now,
-            bytes: usage.bytes,
-            inodes: usage.inodes,
             ..active.clone()
         };
+        match (usage, &committed.layer) {
+            (Some(Usage { bytes, inodes }), None) => {
+                (committed.bytes, committed.inodes) = (bytes, inodes);
+            }
+            (None, Some(layer)) if self.uppers.is_empty(id)? => {
+                let below = table.below(active.parent.as_deref())?.layers;
+                let diff_ids = below.iter().chain([layer]).map(|layer| layer.diff_id);
+                let chain = chain_id(&diff_ids.collect::<Vec<_>>());
+                // Another namespace that wants the layer finds it by that
+                let target = chain.map(|chain| chain.to_string()).unwrap_or_default();
+                committed.labels.entry(REF_LABEL.to_owned()).or_insert(target);
+            }
+            _ => {
+                let message = format!("snapshot {key:?} was written to while a layer was applied");
+                return Err(SnapshotterError::Precondition(message));
+            }
+        }
         self.metadata.transaction(|tx| {
             tx.remove_keyed(key)?;
             tx.put_keyed(&committed)?;
@@ -268,15 +345,14 @@ impl Snapshotter {
         })?;
         table.remove(key);
         table.insert(committed);
-        Ok(())
+        Ok(is_layer.then_some(id))
     }
 
-    /// Removes a snapshot that nothing stands on. Gives the number of the directory that is of no
-    /// use any more, for [`Snapshots::remove`].
+    /// Removes a snapshot that nothing stands on; says what is of no use any more.
     ///
     /// # Errors
     /// `NotFound`, `Precondition` where another stands on it.
-    pub fn remove(&self, key: &str) -> Result<Option<u64>> {
+    pub fn remove(&self, key: &str) -> Result<Removed> {
         let mut table = self.table();
         let snapshot = table.find(key)?;
         if table.children.contains_key(key) {
@@ -284,10 +360,11 @@ impl Snapshotter {
                 "cannot remove snapshot {key:?}: it is the parent of another"
             )));
         }
-        let id = snapshot.layer.is_none().then_some(snapshot.id);
+        let directory = (!snapshot.is_layer()).then_some(snapshot.id);
+        let removed = Removed { directory, layer: snapshot.layer.is_some() };
         self.metadata.transaction(|tx| tx.remove_keyed(key))?;
         table.remove(key);
-        Ok(id)
+        Ok(removed)
     }
 
     /// One snapshot.
@@ -329,7 +406,7 @@ impl Snapshotter {
         }
         snapshot.updated_at_ns = now_ns();
         self.metadata.transaction(|tx| tx.put_keyed(&snapshot))?;
-        table.snapshots.insert(key.to_owned(), snapshot.clone());
+        table.replace(snapshot.clone());
         Ok(snapshot)
     }
 
@@ -371,23 +448,45 @@ fn refuse_inactive(snapshot: &KeyedSnapshot) -> Result<()> {
     Err(SnapshotterError::Precondition(message))
 }
 
+/// The chainID that a layer is found by.
+fn target(snapshot: &KeyedSnapshot) -> Option<&str> {
+    snapshot.labels.get(REF_LABEL).filter(|_| snapshot.is_layer()).map(String::as_str)
+}
+
 impl Table {
     fn insert(&mut self, snapshot: KeyedSnapshot) {
         if let Some(parent) = &snapshot.parent {
             *self.children.entry(parent.clone()).or_default() += 1;
         }
+        if let Some(target) = target(&snapshot) {
+            self.layers.entry(target.to_owned()).or_default().insert(snapshot.key.clone());
+        }
         self.snapshots.insert(snapshot.key.clone(), snapshot);
     }
 
     fn remove(&mut self, key: &str) {
-        let removed = self.snapshots.remove(key);
-        let Some(parent) = removed.and_then(|snapshot| snapshot.parent) else { return };
+        let Some(removed) = self.snapshots.remove(key) else { return };
+        if let Some(target) = target(&removed)
+            && let Some(keys) = self.layers.get_mut(target)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.layers.remove(target);
+            }
+        }
+        let Some(parent) = removed.parent else { return };
         if let Some(count) = self.children.get_mut(&parent) {
             *count -= 1;
             if *count == 0 {
                 self.children.remove(&parent);
             }
         }
+    }
+
+    /// Puts a snapshot in the place of the one of its key.
+    fn replace(&mut self, snapshot: KeyedSnapshot) {
+        self.remove(&snapshot.key);
+        self.insert(snapshot);
     }
 
     fn find(&self, key: &str) -> Result<&KeyedSnapshot> {
@@ -429,11 +528,8 @@ impl Table {
     }
 
     fn layer(&self, parent: Option<&str>, target: &str) -> Option<&KeyedSnapshot> {
-        self.snapshots.values().find(|snapshot| {
-            snapshot.layer.is_some()
-                && snapshot.parent.as_deref() == parent
-                && snapshot.labels.get(REF_LABEL).is_some_and(|label| label == target)
-        })
+        let mut all = self.layers.get(target)?.iter().filter_map(|key| self.snapshots.get(key));
+        all.find(|snapshot| snapshot.parent.as_deref() == parent)
     }
 
     /// A name for a layer: its chainID, or that with a number where the name is taken.
@@ -448,18 +544,18 @@ impl Table {
     }
 }
 
-impl Snapshotter {
-    /// containerd's own snapshotter gives an upper 0755 and the parent's owner.
-    fn root_attributes(&self, parent: Option<&mounts::Lower>) -> Result<RootAttributes> {
-        let (uid, gid) = parent.map_or((0, 0), |lower| (lower.uid, lower.gid));
-        let now = now_ns();
-        Ok(RootAttributes {
-            mode: 0o755,
-            uid,
-            gid,
-            mtime_sec: now.div_euclid(1_000_000_000),
-            mtime_nsec: u32::try_from(now.rem_euclid(1_000_000_000)).unwrap_or(0),
-            xattrs: Vec::new(),
-        })
+/// containerd's own snapshotter gives an upper 0755 and the parent's owner, or the owner that is root
+/// in the container.
+fn root_attributes(parent: Option<&mounts::Lower>, maps: Option<&IdMaps>) -> RootAttributes {
+    let of_parent = parent.map_or((0, 0), |lower| (lower.uid, lower.gid));
+    let (uid, gid) = maps.map_or(of_parent, IdMaps::root);
+    let now = now_ns();
+    RootAttributes {
+        mode: 0o755,
+        uid,
+        gid,
+        mtime_sec: now.div_euclid(1_000_000_000),
+        mtime_nsec: u32::try_from(now.rem_euclid(1_000_000_000)).unwrap_or(0),
+        xattrs: Vec::new(),
     }
 }

@@ -8,7 +8,7 @@
 //! | view | one directory or one tree | `bind` of that, `ro` |
 //! | view | more | `overlay` of these, without an upper |
 //!
-//! `index=off` because containerd commits a snapshot while it is still mounted. Source: `mounts` in
+//! Where labels ask for it, `uidmap` and `gidmap` come first: see [`super::ids`]. `index=off` because containerd commits a snapshot while it is still mounted. Source: `mounts` in
 //! containerd's `snapshots/overlay/overlay.go`.
 
 use std::{
@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Below, Snapshotter, SnapshotterError, Trees};
+use super::{Below, MergedTree, Snapshotter, SnapshotterError, Trees, ids::IdMaps};
 use crate::{
     failure::{Class, Failure},
     metadata::{KeyedKind, KeyedSnapshot},
@@ -39,6 +39,8 @@ pub(super) struct Lower {
     path: PathBuf,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// A mount of it can map ids.
+    pub(super) maps_ids: bool,
 }
 
 impl Snapshotter {
@@ -52,11 +54,13 @@ impl Snapshotter {
         for id in &below.uppers {
             let path = self.uppers.upper(*id);
             let metadata = fs::metadata(&path).map_err(|e| gone(&path, &e))?;
-            lowers.push(Lower { path, uid: metadata.uid(), gid: metadata.gid() });
+            let (uid, gid) = (metadata.uid(), metadata.gid());
+            lowers.push(Lower { path, uid, gid, maps_ids: true });
         }
         if !below.layers.is_empty() {
             let tree = trees.merged(&below.layers)?;
-            lowers.push(Lower { path: tree.path, uid: tree.uid, gid: tree.gid });
+            let MergedTree { path, uid, gid, maps_ids } = tree;
+            lowers.push(Lower { path, uid, gid, maps_ids });
         }
         Ok(lowers)
     }
@@ -68,11 +72,14 @@ impl Snapshotter {
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let is_view = snapshot.kind == KeyedKind::View;
         let own = || text(&self.uppers.upper(snapshot.id));
+        let maps = IdMaps::of(&snapshot.labels)?;
+        let maps = maps.map_or(Ok(Vec::new()), |maps| maps.options(lowers))?;
         let mount = match lowers {
-            [] => bind(own()?, is_view),
-            [one] if is_view => bind(text(&one.path)?, true),
+            [] => bind(maps, own()?, is_view),
+            [one] if is_view => bind(maps, text(&one.path)?, true),
             lowers => {
-                let mut options = vec!["index=off".to_owned()];
+                let mut options = maps;
+                options.push("index=off".to_owned());
                 if !is_view {
                     options.push(format!("workdir={}", text(&self.uppers.work(snapshot.id))?));
                     options.push(format!("upperdir={}", own()?));
@@ -87,9 +94,11 @@ impl Snapshotter {
     }
 }
 
-fn bind(source: String, read_only: bool) -> Mount {
+fn bind(maps: Vec<String>, source: String, read_only: bool) -> Mount {
     let access = if read_only { "ro" } else { "rw" };
-    Mount { kind: "bind", source, options: vec![access.to_owned(), "rbind".to_owned()] }
+    let mut options = maps;
+    options.extend([access.to_owned(), "rbind".to_owned()]);
+    Mount { kind: "bind", source, options }
 }
 
 fn gone(path: &Path, error: &io::Error) -> Failure {

@@ -20,7 +20,9 @@ impl Trees for Counted {
         self.0.fetch_add(1, Ordering::Relaxed);
         let path = format!("/lower/{}", layers.len()).into();
         let me = rustix::process::geteuid().as_raw();
-        Ok(MergedTree { path, uid: me, gid: rustix::process::getegid().as_raw() })
+        let gid = rustix::process::getegid().as_raw();
+        // Of those with four layers the kernel maps nothing, say
+        Ok(MergedTree { path, uid: me, gid, maps_ids: layers.len() != 4 })
     }
 }
 
@@ -54,7 +56,7 @@ impl Fixture {
         self.prepare(KeyedKind::Active, key, parent).expect(key)
     }
 
-    fn commit(&self, name: &str, key: &str) -> Result<()> {
+    fn commit(&self, name: &str, key: &str) -> Result<Option<u64>> {
         self.snapshotter.commit(name, key, labels(&[("name", name)]))
     }
 
@@ -252,11 +254,78 @@ fn layers_are_found_by_target_and_parent() {
     f.committed("sha256:c", None);
     f.layer(Some("sha256:b"), "sha256:c");
     assert!(f.snapshotter.has_layer(Some("sha256:b"), "sha256:c"));
-    assert_eq!(
-        f.snapshotter.remove("sha256:c (2)").expect("remove"),
-        None,
-        "no directory to remove"
-    );
+    let removed = f.snapshotter.remove("sha256:c (2)").expect("remove");
+    assert_eq!(removed, Removed { directory: None, layer: true }, "no directory to remove");
+}
+
+#[test]
+fn a_layer_is_applied() {
+    let f = Fixture::new();
+    let usage = Usage { bytes: 7, inodes: 2 };
+    let applied = |key: &str, name: &str| f.snapshotter.apply(key, layer(name), usage);
+    let a = layer("sha256:a");
+    let chain = chain_id(&[a.diff_id, layer("b").diff_id]).expect("two").to_string();
+
+    f.layer(None, "sha256:a");
+    f.active("extract", Some("sha256:a"));
+    let upper = f.uppers.upper(f.id("extract"));
+    let (found, below) = f.snapshotter.active_in(&upper).expect("looked").expect("there");
+    assert_eq!((found.key.as_str(), below.layers.as_slice()), ("extract", &[a.clone()][..]));
+    for other in [f.root.path(), &upper.join("x"), &f.uppers.upper(99), &f.uppers.work(found.id)] {
+        assert_eq!(f.snapshotter.active_in(other).expect("looked"), None, "{}", other.display());
+    }
+    applied("extract", "b").expect("apply");
+    applied("extract", "b").expect("again: the answer may have been lost");
+    assert!(matches!(applied("extract", "c"), Err(SnapshotterError::Precondition(_))));
+    // Whoever mounts it now sees it
+    let mounts = f.snapshotter.mounts(&f.trees, "extract").expect("mounts");
+    assert!(mounts[0].options.contains(&"lowerdir=/lower/2".to_owned()), "{mounts:?}");
+
+    let f = f.again();
+    assert!(!f.snapshotter.has_layer(Some("sha256:a"), &chain), "not committed yet");
+    assert_eq!(f.commit("b", "extract").expect("commit"), Some(found.id), "an empty directory");
+    assert!(f.snapshotter.has_layer(Some("sha256:a"), &chain), "found as one that peel fetched");
+    assert_eq!(f.snapshotter.usage("b").expect("usage"), usage);
+    assert_eq!(f.snapshotter.active_in(&upper).expect("looked"), None);
+    let below = f.snapshotter.below(Some("b")).expect("below");
+    assert_eq!(below, Below { uppers: Vec::new(), layers: vec![a, layer("b")] });
+    let removed = f.snapshotter.remove("b").expect("remove");
+    assert_eq!(removed, Removed { directory: None, layer: true });
+    assert!(!f.snapshotter.has_layer(Some("sha256:a"), &chain));
+
+    // What was written to is no layer, whenever that was
+    let apply = |key: &str| f.snapshotter.apply(key, layer("b"), usage);
+    f.active("early", Some("sha256:a"));
+    fs::write(f.uppers.upper(f.id("early")).join("file"), "x").expect("write");
+    assert!(matches!(apply("early"), Err(SnapshotterError::Precondition(_))));
+    f.active("late", Some("sha256:a"));
+    apply("late").expect("apply");
+    fs::write(f.uppers.upper(f.id("late")).join("file"), "x").expect("write");
+    assert!(matches!(f.commit("x", "late"), Err(SnapshotterError::Precondition(_))));
+    let directory = Some(f.id("late"));
+    let removed = f.snapshotter.remove("late").expect("remove");
+    assert_eq!(removed, Removed { directory, layer: true });
+    // Nor what stands on a directory
+    f.committed("directory", Some("sha256:a"));
+    f.active("above", Some("directory"));
+    assert!(matches!(apply("above"), Err(SnapshotterError::Precondition(_))));
+    assert!(matches!(apply("directory"), Err(SnapshotterError::Precondition(_))));
+    assert!(matches!(apply("missing"), Err(SnapshotterError::NotFound(_))));
+}
+
+#[test]
+fn layers_are_found_by_their_labels_as_they_are_now() {
+    let f = Fixture::new();
+    f.layer(None, "sha256:a");
+    let relabel = |target: &str| {
+        let labels = labels(&[(REF_LABEL, target)]);
+        f.snapshotter.update("sha256:a", labels, &[]).expect("update");
+    };
+    relabel("sha256:b");
+    assert!(!f.snapshotter.has_layer(None, "sha256:a"));
+    assert!(f.snapshotter.has_layer(None, "sha256:b"));
+    f.snapshotter.remove("sha256:a").expect("nothing stands on it");
+    assert!(!f.snapshotter.has_layer(None, "sha256:b"));
 }
 
 #[test]
@@ -270,9 +339,9 @@ fn a_restart_changes_nothing() {
     assert_eq!(f.snapshotter.list(&Filters::default()), before);
     assert_eq!(f.snapshotter.mounts(&f.trees, "active").expect("mounts"), mounts);
     f.snapshotter.remove("c").expect_err("its child is remembered");
-    let id = f.snapshotter.remove("active").expect("remove").expect("a directory");
+    let id = f.snapshotter.remove("active").expect("remove").directory.expect("a directory");
     f.uppers.remove(id).expect("remove");
-    f.snapshotter.remove("c").expect("remove").expect("a directory");
+    f.snapshotter.remove("c").expect("remove").directory.expect("a directory");
     f.snapshotter.remove("sha256:a").expect("remove");
     let f = f.again();
     assert_eq!(f.snapshotter.list(&Filters::default()), []);
@@ -291,6 +360,58 @@ fn uppers_are_0755_and_of_the_parents_owner() {
     f.active("a", Some("c"));
     let upper = fs::metadata(f.uppers.upper(f.id("a"))).expect("upper");
     assert_eq!((upper.uid(), upper.gid(), upper.mode() & 0o7777), (12, 34, 0o755));
+}
+
+#[test]
+fn ids_are_mapped_by_what_is_mounted() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root to give a directory away");
+        return;
+    }
+    let f = Fixture::new();
+    let map = "0:100000:65536";
+    let mapping = || labels(&[(ids::UID_LABEL, map), (ids::GID_LABEL, "0:200000:65536")]);
+    let prepare =
+        |kind, key: &str, parent| f.snapshotter.prepare(&f.trees, kind, key, parent, mapping());
+    let owner = |key: &str| {
+        let found = fs::metadata(f.uppers.upper(f.id(key))).expect("upper");
+        (found.uid(), found.gid())
+    };
+    let maps = [format!("uidmap={map}"), "gidmap=0:200000:65536".to_owned()];
+    f.layer(None, "sha256:a");
+    let mounts = prepare(KeyedKind::Active, "container", Some("sha256:a")).expect("prepare");
+    assert_eq!(mounts[0].kind, "overlay");
+    assert_eq!(mounts[0].options[..2], maps, "for the client to map what is below");
+    assert_eq!(owner("container"), (100_000, 200_000), "as root in the container");
+    assert_eq!(f.snapshotter.mounts(&f.trees, "container").expect("mounts"), mounts);
+    let mounts = prepare(KeyedKind::View, "view", Some("sha256:a")).expect("view");
+    assert_eq!((mounts[0].kind, &mounts[0].options[..2]), ("bind", &maps[..]));
+    // Nothing is below: what is written is the host's already
+    let mounts = prepare(KeyedKind::Active, "empty", None).expect("prepare");
+    assert_eq!(mounts[0].options, ["rw", "rbind"]);
+    assert_eq!(owner("empty"), (100_000, 200_000));
+
+    // containerd has changed all owners, as it does for snapshotters that map nothing
+    f.active("remap", Some("sha256:a"));
+    let upper = f.uppers.upper(f.id("remap"));
+    std::os::unix::fs::chown(&upper, Some(100_000), Some(200_000)).expect("chown");
+    f.commit("remapped", "remap").expect("commit");
+    let mounts = prepare(KeyedKind::Active, "old way", Some("remapped")).expect("prepare");
+    assert_eq!(mounts[0].options[0], "index=off", "not once more");
+    assert_eq!(owner("old way"), (100_000, 200_000));
+
+    // A kernel that does not
+    for n in 1..4 {
+        let parent = ["sha256:a", "1", "2", "3"][n - 1];
+        f.layer(Some(parent), &n.to_string());
+    }
+    let error = prepare(KeyedKind::Active, "x", Some("3")).expect_err("no ids are mapped");
+    assert!(matches!(&error, SnapshotterError::Precondition(m) if m.contains("remap-ids")));
+    f.active("as ever", Some("3"));
+    let bad = labels(&[(ids::UID_LABEL, map)]);
+    let error = f.snapshotter.prepare(&f.trees, KeyedKind::Active, "x", None, bad);
+    assert!(matches!(error, Err(SnapshotterError::Invalid(_))));
+    assert_eq!(f.uppers.ids().expect("ids").len(), 5, "nothing is left of what was refused");
 }
 
 #[test]

@@ -8,8 +8,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use peel::api::containerd::services::snapshots::v1::{
-    self as wire, snapshots_client::SnapshotsClient,
+use peel::api::containerd::{
+    services::{
+        diff::v1::{ApplyRequest, diff_client::DiffClient},
+        snapshots::v1::{self as wire, snapshots_client::SnapshotsClient},
+    },
+    types::{Descriptor, Mount},
 };
 use tonic::{Request, Status, transport::Channel};
 
@@ -91,6 +95,12 @@ disable_snapshot_annotations = false
         run(Command::new("ctr").arg("--address").arg(self.socket()).args(args))
     }
 
+    /// Where it has a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let blobs = self.dir.join("root/io.containerd.content.v1.content/blobs");
+        blobs.join(digest.replacen(':', "/", 1))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).expect("log")
@@ -109,6 +119,24 @@ impl Drop for Containerd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A blob as a descriptor says it.
+pub fn descriptor(digest: &str, size: u64) -> Descriptor {
+    Descriptor {
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        digest: digest.to_owned(),
+        size: i64::try_from(size).expect("a size"),
+        ..Descriptor::default()
+    }
+}
+
+/// Has peel's diff service apply a layer.
+pub async fn apply(peel: &Peel, blob: Descriptor, mounts: &[Mount]) -> Result<Descriptor, Status> {
+    let mut client = DiffClient::new(channel(&peel.state().join("peel.sock")).await);
+    let request =
+        ApplyRequest { diff: Some(blob), mounts: mounts.to_vec(), ..ApplyRequest::default() };
+    Ok(client.apply(request).await?.into_inner().applied.expect("a descriptor"))
 }
 
 /// A snapshots service: peel's own, or containerd's in front of it.
@@ -135,7 +163,7 @@ impl Snapshots {
         key: &str,
         parent: &str,
         labels: &[(&str, &str)],
-    ) -> Result<Vec<peel::api::containerd::types::Mount>, Status> {
+    ) -> Result<Vec<Mount>, Status> {
         let labels: HashMap<_, _> =
             labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let request = self.request(wire::PrepareSnapshotRequest {
@@ -145,6 +173,39 @@ impl Snapshots {
             labels,
         });
         Ok(self.client.prepare(request).await?.into_inner().mounts)
+    }
+
+    pub async fn view(&mut self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
+        let request = self.request(wire::ViewSnapshotRequest {
+            snapshotter: "peel".to_owned(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels: HashMap::new(),
+        });
+        Ok(self.client.view(request).await?.into_inner().mounts)
+    }
+
+    pub async fn mounts(&mut self, key: &str) -> Result<Vec<Mount>, Status> {
+        let request = self
+            .request(wire::MountsRequest { snapshotter: "peel".to_owned(), key: key.to_owned() });
+        Ok(self.client.mounts(request).await?.into_inner().mounts)
+    }
+
+    pub async fn commit(
+        &mut self,
+        name: &str,
+        key: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<(), Status> {
+        let labels: HashMap<_, _> =
+            labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let request = self.request(wire::CommitSnapshotRequest {
+            snapshotter: "peel".to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+            labels,
+        });
+        self.client.commit(request).await.map(|_| ())
     }
 
     pub async fn stat(&mut self, key: &str) -> Result<wire::Info, Status> {

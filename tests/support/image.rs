@@ -60,6 +60,21 @@ impl Layer {
         self
     }
 
+    /// A device, or a fifo where the kind is one.
+    pub fn node(
+        mut self,
+        path: &str,
+        kind: tar::EntryType,
+        mode: u32,
+        (major, minor): (u32, u32),
+    ) -> Self {
+        let mut header = Self::header(kind, mode, 0);
+        header.set_device_major(major).expect("major");
+        header.set_device_minor(minor).expect("minor");
+        self.0.append_data(&mut header, path, &[][..]).expect("append");
+        self
+    }
+
     pub fn hard_link(mut self, path: &str, target: &str) -> Self {
         let mut header = Self::header(tar::EntryType::Link, 0o644, 0);
         self.0.append_link(&mut header, path, target).expect("append");

@@ -5,6 +5,7 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod idmap;
 pub mod image;
 pub mod load;
 pub mod proxy;
@@ -158,6 +159,7 @@ impl Peel {
             .env("PEEL_STATE", self.state())
             // What the user of these tests has configured is not theirs
             .env("PEEL_HOSTS_DIR", self.path("certs.d"))
+            .env("PEEL_CONTAINERD_ROOT", self.path("containerd/root"))
             .env("DOCKER_CONFIG", self.path("docker"))
             .env_remove("REGISTRY_AUTH_FILE")
             .env_remove("XDG_RUNTIME_DIR")

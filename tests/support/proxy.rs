@@ -8,7 +8,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -57,6 +57,12 @@ pub enum Fault {
     Flip(u64),
     /// The bytes announced are one fewer than there are.
     WrongLength,
+    /// No length is told, and the body ends after so many bytes, with the connection.
+    NoLength(u64),
+    /// This type and body, without asking the registry.
+    Answer(&'static str, Vec<u8>),
+    /// No answer at all, for longer than anybody waits.
+    Silent,
     /// The request's body ends after so many bytes, with the connection.
     CutRequest(u64),
 }
@@ -68,6 +74,31 @@ pub struct Proxy {
     pub host: String,
     seen: Arc<Mutex<Vec<Request>>>,
     blob_bytes: Arc<AtomicU64>,
+    at_once: Arc<AtOnce>,
+}
+
+/// Transfers of blobs that are under way, and the most there were.
+#[derive(Default)]
+struct AtOnce {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// Ends when dropped.
+struct Transfer<'a>(&'a AtOnce);
+
+impl AtOnce {
+    fn begin(&self) -> Transfer<'_> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        Transfer(self)
+    }
+}
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Proxy {
@@ -78,16 +109,25 @@ impl Proxy {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let host = listener.local_addr().expect("address").to_string();
-        let (seen, blob_bytes) = (Arc::default(), Arc::default());
-        let proxy = Self { host, seen: Arc::clone(&seen), blob_bytes: Arc::clone(&blob_bytes) };
+        let proxy = Self {
+            host,
+            seen: Arc::default(),
+            blob_bytes: Arc::default(),
+            at_once: Arc::default(),
+        };
+        let (seen, blob_bytes) = (Arc::clone(&proxy.seen), Arc::clone(&proxy.blob_bytes));
+        let at_once = Arc::clone(&proxy.at_once);
         let registry = registry.to_owned();
         let spoil: Arc<Spoil> = Arc::new(spoil);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (registry, spoil) = (registry.clone(), Arc::clone(&spoil));
                 let (seen, bytes) = (Arc::clone(&seen), Arc::clone(&blob_bytes));
+                let at_once = Arc::clone(&at_once);
                 // Either side may hang up
-                thread::spawn(move || drop(pass(client, &registry, &*spoil, &seen, &bytes)));
+                thread::spawn(move || {
+                    drop(pass(client, &registry, &*spoil, &seen, &bytes, &at_once))
+                });
             }
         });
         proxy
@@ -96,6 +136,11 @@ impl Proxy {
     /// The requests so far.
     pub fn seen(&self) -> Vec<Request> {
         self.seen.lock().expect("lock").clone()
+    }
+
+    /// The most blobs that were passed on at the same time.
+    pub fn most_at_once(&self) -> usize {
+        self.at_once.most.load(Ordering::SeqCst)
     }
 
     /// Bytes of blobs that were passed on.
@@ -152,6 +197,7 @@ fn pass(
     spoil: &Spoil,
     seen: &Mutex<Vec<Request>>,
     blob_bytes: &AtomicU64,
+    at_once: &AtOnce,
 ) -> io::Result<()> {
     let mut from_client = BufReader::new(client.try_clone()?);
     let mut head = Head::read(&mut from_client)?;
@@ -166,6 +212,7 @@ fn pass(
         seen.push(request.clone());
         request
     };
+    let mut transfer = request.is_blob().then(|| at_once.begin());
     let fault = spoil(&request);
     if let Fault::Status(status, headers) = &fault {
         io::copy(&mut (&mut from_client).take(head.length()), &mut io::sink())?;
@@ -173,6 +220,16 @@ fn pass(
         headers.push(("content-length".to_owned(), "0".to_owned()));
         headers.push(("connection".to_owned(), "close".to_owned()));
         return Head { line: format!("HTTP/1.1 {status} Spoilt"), headers }.write(&mut client);
+    }
+    if let Fault::Answer(media_type, body) = &fault {
+        let headers = [("content-type", *media_type), ("content-length", &body.len().to_string())];
+        let headers = headers.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
+        Head { line: "HTTP/1.1 200 OK".to_owned(), headers }.write(&mut client)?;
+        return if request.method == "HEAD" { Ok(()) } else { client.write_all(body) };
+    }
+    if matches!(fault, Fault::Silent) {
+        thread::sleep(Duration::from_secs(120));
+        return Ok(());
     }
     let mut server = TcpStream::connect(registry)?;
     head.set("connection", "close");
@@ -198,6 +255,7 @@ fn pass(
         Fault::WrongRange => {
             answer.set("content-range", &format!("bytes 0-{}/{length}", length - 1))
         }
+        Fault::NoLength(_) => answer.headers.retain(|(name, _)| name != "content-length"),
         Fault::WrongLength => answer.set("content-length", &(length - 1).to_string()),
         _ => {}
     }
@@ -210,7 +268,7 @@ fn pass(
     loop {
         let step = match fault {
             Fault::Slow(rate) => (rate / 20).max(1),
-            Fault::Cut(at) | Fault::Stall(at) => (at - done).min(16 << 10),
+            Fault::Cut(at) | Fault::Stall(at) | Fault::NoLength(at) => (at - done).min(16 << 10),
             _ => 64 << 10,
         };
         if step == 0 {
@@ -229,11 +287,16 @@ fn pass(
         {
             *byte ^= 1;
         }
-        if request.is_blob() {
+        // Of what it refuses a registry says something else
+        if request.is_blob() && answer.line.contains(" 20") {
             blob_bytes.fetch_add(chunk.len() as u64, Ordering::SeqCst);
         }
-        client.write_all(&chunk)?;
         done += chunk.len() as u64;
+        if done == length {
+            // Who has the last byte may begin with the next blob
+            transfer.take();
+        }
+        client.write_all(&chunk)?;
         if let Fault::Slow(_) = fault {
             thread::sleep(Duration::from_millis(50));
         }

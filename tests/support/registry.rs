@@ -192,8 +192,7 @@ pub fn signed(peel: &Peel, by: &Pair, name: &str) -> Pair {
     let of = |end: &str| peel.path(&format!("{name}.{end}"));
     let (certificate, key, request, extensions) = (of("crt"), of("key"), of("csr"), of("ext"));
     let text = |path: &Path| path.to_str().expect("text").to_owned();
-    let usage =
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n";
+    let usage = "subjectAltName=DNS:localhost,DNS:registry.invalid,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n";
     fs::write(&extensions, usage).expect("write");
     openssl(&[
         "req",

@@ -304,6 +304,12 @@ impl Handshake {
         self.reply.flags & flags::HAS_RESEND != 0
     }
 
+    /// Whether mounts of the connection's file system may map ids. Without it (Linux before 6.12)
+    /// the kernel refuses them.
+    pub fn maps_ids(&self) -> bool {
+        self.reply.flags & flags::ALLOW_IDMAP != 0
+    }
+
     /// The request that makes a FUSE library believe just what the kernel was told.
     pub(crate) fn synthetic_request(&self) -> InitRequest {
         InitRequest {

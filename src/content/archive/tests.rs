@@ -75,6 +75,15 @@ fn docker_archives_get_manifests() {
     gzip.write_all(&docker("null").0).unwrap();
     let layout = open(&gzip.finish().unwrap()).unwrap();
     assert_eq!(layout.entries().map(|(name, _)| name.is_none()).collect::<Vec<_>>(), [true]);
+
+    // Of two frames, as parallel compressors write it
+    let whole = docker("null").0;
+    let (front, back) = whole.split_at(whole.len() / 2);
+    let zstd = [front, back].map(|part| zstd::encode_all(part, 3).unwrap()).concat();
+    let layout = open(&zstd).unwrap();
+    assert_eq!(layout.entries().map(|(name, _)| name.is_none()).collect::<Vec<_>>(), [true]);
+    let error = open(&zstd[..zstd.len() - 9]).unwrap_err().to_string();
+    assert!(error.contains("cannot decompress"), "{error}");
 }
 
 #[test]
@@ -83,7 +92,7 @@ fn what_is_no_archive_is_refused() {
     let table: &[(&[u8], &str)] = &[
         (b"", "manifest.json"),
         (b"no tar, but some text", "expected a tar"),
-        (&ZSTD, "found zstd"),
+        (&ZSTD, "cannot decompress"),
         (&good[..2000], "expected"),
         (&tar_of(&[("x", b"y")], &[]), "manifest.json"),
         (&tar_of(&[("manifest.json", b"{")], &[]), "expected JSON"),

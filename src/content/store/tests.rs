@@ -376,3 +376,46 @@ fn skopeo_and_umoci_read_the_store_in_place() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
+
+#[test]
+fn anothers_file_is_linked() {
+    let (dir, store) = store();
+    let bytes = b"a blob of another program's";
+    let digest = Digest::sha256(bytes);
+    let theirs = dir.path().join("theirs");
+    fs::write(&theirs, bytes).unwrap();
+    let file = File::open(&theirs).unwrap();
+    assert!(store.can_link(&file));
+    assert!(!store.is_own(&digest, &file), "there is none here");
+    // What lies there is damaged, and a crash has left its name
+    put(&store, b"x");
+    fs::rename(store.path(&Digest::sha256(b"x")), store.path(&digest)).unwrap();
+    fs::write(store.root().join(format!("ingest/link-{}", digest.hex())), "").unwrap();
+    for round in ["once", "again"] {
+        assert!(store.link(&digest, &file).unwrap(), "{round}");
+        assert!(store.is_own(&digest, &file), "{round}");
+        assert_eq!(store.read_blob(&digest, 100).unwrap(), bytes, "{round}");
+        assert_holds(&store, 1);
+    }
+    // A repair puts another file in its place, and leaves theirs alone
+    assert_eq!(put(&store, bytes), digest);
+    assert!(!store.is_own(&digest, &file));
+    assert!(store.remove(&digest).unwrap());
+    assert_eq!(fs::read(&theirs).unwrap(), bytes);
+    // A file without a name cannot get one, and the store is as it was
+    fs::remove_file(&theirs).unwrap();
+    assert!(!store.link(&digest, &file).unwrap());
+    assert_holds(&store, 0);
+}
+
+#[test]
+fn a_file_elsewhere_is_not_linked() {
+    let (_dir, store) = store();
+    let file = File::open("/proc/self/exe").unwrap();
+    let digest = Digest::sha256(b"elsewhere");
+    let proc = File::open("/proc/self/status").unwrap();
+    assert!(!store.can_link(&proc), "another file system");
+    assert!(!store.link(&digest, &proc).unwrap());
+    assert!(!store.is_own(&digest, &file));
+    assert_holds(&store, 0);
+}

@@ -25,6 +25,7 @@ use std::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
     },
+    path::PathBuf,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -82,6 +83,8 @@ pub struct Options {
     pub network: RegistryOptions,
     /// Most bytes of blobs, indexes and trees.
     pub max_size: Option<u64>,
+    /// Where the containerd keeps things that has this daemon as its snapshotter.
+    pub containerd_root: PathBuf,
     /// Where statistics are served over HTTP.
     pub metrics: Option<SocketAddr>,
     /// All of these, as arguments of the daemon's processes.
@@ -405,8 +408,7 @@ impl Keeper {
 
     /// A request to end that takes no mount from under anybody, unless somebody insists.
     fn terminate(&mut self, insist: bool) {
-        let lower = self.options.paths.lower();
-        let mounts = Live::scan().on(&lower).len();
+        let mounts = Live::scan().on(&self.options.paths).len();
         let managed = self.manager.is_some();
         if mounts > 0 && !managed && !insist {
             tracing::warn!(

@@ -218,7 +218,7 @@ fn clean_up(paths: &Paths) -> Result<u64, Failure> {
     // Nobody else can serve what stands on our mount point: both locks are ours
     let own = mountinfo::namespace().unwrap_or_default();
     let mut elsewhere = 0;
-    for (namespace, target) in live.on(&lower) {
+    for (namespace, target) in live.on(paths) {
         if namespace != own {
             elsewhere += 1;
             continue;

@@ -115,3 +115,26 @@ async fn access_that_is_refused_is_told() {
         assert!(message.contains(expected) && message.contains(detail), "{name}: {message}");
     }
 }
+
+#[tokio::test]
+async fn a_token_server_out_of_order_is_asked_again() {
+    let server = Server::start(|number, seen| match () {
+        () if seen.headers.get("authorization").is_some_and(|token| token == "Bearer good") => {
+            Reply::new("200 OK", &[TYPED], MANIFEST)
+        }
+        // Asked three times: down, busy, well
+        () if seen.path.starts_with("/token") => match number {
+            1 => Reply::new("503 Service Unavailable", &[], b""),
+            3 => Reply::new("429 Too Many Requests", &[("Retry-After", "0")], b""),
+            _ => Reply::new("200 OK", &[], br#"{"token":"good"}"#),
+        },
+        () => {
+            let challenge = format!(r#"Bearer realm="http://{}/token""#, seen.headers["host"]);
+            Reply::new("401 Unauthorized", &[("WWW-Authenticate", &challenge)], b"")
+        }
+    });
+    let (client, reference) = (client(), reference(&server, "a/b:v1"));
+    assert_eq!(client.resolve(&reference).await.unwrap().1, MANIFEST);
+    let paths: Vec<_> = server.seen().iter().map(|seen| seen.path.starts_with("/token")).collect();
+    assert_eq!(paths, [false, true, false, true, false, true, false]);
+}
