@@ -25,7 +25,7 @@ use support::{
     run, walk,
 };
 
-const IMAGES: u64 = 8;
+const IMAGES: u64 = 16;
 const USERS: u64 = 4;
 /// Files of an image's own layer and of the shared one.
 const OWN: usize = 200_000;

@@ -312,7 +312,12 @@ impl Engine {
         let live = mounts.iter().filter(|(_, live)| *live);
         let unserved = live.filter_map(|(record, _)| {
             let why = match self.layers.tree_by_chain_id(record.chain_id) {
-                Ok(Some(tree)) if tree.slot().number() == record.tree_slot => return None,
+                Ok(Some(tree)) if tree.slot().number() == record.tree_slot => {
+                    // One may have been damaged since the tree was opened
+                    let mut layers = tree.layers().map(|layer| layer.diff_id);
+                    let error = layers.find_map(|id| self.layers.layer_by_diff_id(&id).err())?;
+                    chain(&error)
+                }
                 Ok(_) => "its tree is gone".to_owned(),
                 Err(error) => chain(&error),
             };
