@@ -12,19 +12,15 @@ use std::{
 use peel_index::Digest;
 use serde_json::json;
 use support::{
-    Peel, can_mount,
-    containerd::{Containerd, Snapshots, has_containerd},
+    Peel,
+    containerd::{Containerd, Snapshots, can_run_containerd},
     cri::Cri,
     drop_caches, eventually,
     image::{Layer, Layout, busybox},
-    registry::{Registry, can_serve},
+    registry::Registry,
     run,
 };
 use tonic::Code;
-
-fn able() -> bool {
-    can_mount() && can_serve() && has_containerd()
-}
 
 /// An image of three layers in a registry: its name, the digests of its layers and their diffIDs.
 struct Image {
@@ -64,6 +60,16 @@ fn directories(peel: &Peel) -> usize {
     fs::read_dir(peel.root().join("snapshots")).expect("snapshots").count()
 }
 
+/// A daemon, its image in a registry, and a containerd that has peel as its snapshotter.
+fn started() -> (Peel, Registry, Image, Containerd) {
+    let peel = Peel::new();
+    let registry = Registry::start();
+    let image = push(&peel, &registry);
+    peel.peel(["images"]).ok();
+    let containerd = Containerd::start(&peel);
+    (peel, registry, image, containerd)
+}
+
 fn kill_worker(peel: &Peel) {
     let pid = peel.json(["status", "--json"])["worker"]["pid"].as_i64().expect("pid");
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
@@ -72,14 +78,10 @@ fn kill_worker(peel: &Peel) {
 
 #[test]
 fn ctr_pulls_runs_commits_and_removes() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
-    let peel = Peel::new();
-    let registry = Registry::start();
-    let image = push(&peel, &registry);
-    peel.peel(["images"]).ok();
-    let containerd = Containerd::start(&peel);
+    let (peel, _registry, image, containerd) = started();
     let name = image.name.as_str();
     let ctr = |args: &[&str]| containerd.ctr(args).ok();
     ctr(&["images", "pull", "--plain-http", "--snapshotter", "peel", name]);
@@ -171,14 +173,10 @@ done";
 
 #[test]
 fn a_container_goes_on_while_peel_is_upgraded() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
-    let peel = Peel::new();
-    let registry = Registry::start();
-    let image = push(&peel, &registry);
-    peel.peel(["images"]).ok();
-    let containerd = Containerd::start(&peel);
+    let (peel, _registry, image, containerd) = started();
     let name = image.name.as_str();
     let ctr = |args: &[&str]| containerd.ctr(args).ok();
     ctr(&["images", "pull", "--plain-http", "--snapshotter", "peel", name]);
@@ -228,7 +226,7 @@ async fn go_through(mut call: impl AsyncFnMut() -> Result<(), tonic::Status>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_containerd_go_through_upgrades() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
     let peel = Peel::new();
@@ -266,14 +264,10 @@ async fn calls_of_containerd_go_through_upgrades() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_that_peel_fetches_itself() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
-    let peel = Peel::new();
-    let registry = Registry::start();
-    let image = push(&peel, &registry);
-    peel.peel(["images"]).ok();
-    let containerd = Containerd::start(&peel);
+    let (peel, _registry, image, containerd) = started();
     let mut parents = Vec::new();
     // Two namespaces ask one after the other, as CRI does it, through containerd's own metadata
     for namespace in ["k8s.io", "other"] {
@@ -339,7 +333,7 @@ async fn layers_that_peel_fetches_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_by_cri() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
     let peel = Peel::new();
@@ -386,7 +380,7 @@ async fn a_pod_by_cri() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_cannot_be_had_is_left_to_containerd() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
     let peel = Peel::new();

@@ -9,18 +9,14 @@ use peel::api::containerd::types::Mount;
 use peel_index::Digest;
 use serde_json::{Value, json};
 use support::{
-    Peel, can_mount,
-    containerd::{Containerd, Snapshots, apply, descriptor, has_containerd},
+    Peel,
+    containerd::{Containerd, Snapshots, apply, can_run_containerd, descriptor},
     eventually,
     image::{Layer, Layout, busybox},
-    registry::{Registry, can_serve},
+    registry::Registry,
     run,
 };
 use tonic::Code;
-
-fn able() -> bool {
-    can_mount() && can_serve() && has_containerd()
-}
 
 /// An image in a registry and in containerd, of which nothing is unpacked.
 struct Image {
@@ -184,31 +180,37 @@ fn all_top(all: &[peel::api::containerd::services::snapshots::v1::Info]) -> Stri
     all.iter().find(|one| is_top(&one.name)).expect("a top").name.clone()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn layers_are_applied_by_a_link() {
-    if able() {
-        from_content_to_container(true).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn layers_are_applied_by_a_copy() {
-    if able() {
-        from_content_to_container(false).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_applied_is_left_to_the_next_differ() {
-    if !able() {
-        return;
-    }
+/// A daemon, its image in a registry, and a containerd that has fetched the image.
+fn fetched() -> (Peel, Registry, Image, Containerd) {
     let peel = Peel::new();
     let registry = Registry::start();
     let image = push(&peel, &registry);
     peel.peel(["images"]).ok();
     let containerd = Containerd::start(&peel);
     containerd.ctr(&["content", "fetch", "--plain-http", &image.name]).ok();
+    (peel, registry, image, containerd)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_applied_by_a_link() {
+    if can_run_containerd() {
+        from_content_to_container(true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_applied_by_a_copy() {
+    if can_run_containerd() {
+        from_content_to_container(false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_applied_is_left_to_the_next_differ() {
+    if !can_run_containerd() {
+        return;
+    }
+    let (peel, _registry, image, containerd) = fetched();
     let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
     let (digest, size) = &image.layers[1];
     let blob = || descriptor(digest, *size);
@@ -277,15 +279,10 @@ async fn what_cannot_be_applied_is_left_to_the_next_differ() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_of_a_pod_that_containerd_has_already() {
-    if !able() {
+    if !can_run_containerd() {
         return;
     }
-    let peel = Peel::new();
-    let registry = Registry::start();
-    let image = push(&peel, &registry);
-    peel.peel(["images"]).ok();
-    let containerd = Containerd::start(&peel);
-    containerd.ctr(&["content", "fetch", "--plain-http", &image.name]).ok();
+    let (peel, _registry, image, containerd) = fetched();
     let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
     let mut parent = String::new();
     for ((digest, _), chain) in image.layers.iter().zip(&image.chains) {

@@ -14,7 +14,7 @@ use peel_index::Digest;
 use serde_json::{Value, json};
 use support::{
     Peel, can_mount,
-    containerd::{Containerd, Snapshots, has_containerd},
+    containerd::{Containerd, Snapshots, can_run_containerd},
     eventually, has_tool,
     idmap::{UserNamespace, mount_mapped},
     image::{Layer, Layout, busybox},
@@ -167,7 +167,7 @@ async fn ids_are_mapped() {
 /// containerd 1 maps nothing: it changes the owners of a copy, once for all containers.
 #[test]
 fn owners_are_changed_by_containerd() {
-    if !can_mount() || !can_serve() || !has_containerd() {
+    if !can_run_containerd() {
         return;
     }
     let peel = Peel::new();

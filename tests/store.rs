@@ -24,6 +24,16 @@ fn layout(peel: &Peel, images: u64) -> Layout {
     layout
 }
 
+/// Two of them, pulled.
+fn pulled(peel: &Peel) -> [String; 2] {
+    let layout = layout(peel, 2);
+    let references = ["v0", "v1"].map(|tag| layout.reference(tag));
+    for reference in &references {
+        peel.peel(["pull", "-q", reference]).ok();
+    }
+    references
+}
+
 fn names(peel: &Peel) -> Vec<String> {
     let images = peel.json(["images", "--json"]);
     let images = images.as_array().expect("list").iter();
@@ -36,10 +46,7 @@ fn names_come_and_go() {
         return;
     }
     let peel = Peel::new();
-    let layout = layout(&peel, 2);
-    let [first, second] = ["v0", "v1"].map(|tag| layout.reference(tag));
-    peel.peel(["pull", "-q", &first]).ok();
-    peel.peel(["pull", "-q", &second]).ok();
+    let [first, second] = pulled(&peel);
     let said = peel.peel(["tag", &first, "mine"]);
     assert!(said.stderr.contains("tagged docker.io/library/mine:latest"), "{said:?}");
     said.ok();
@@ -106,10 +113,7 @@ fn what_is_missing_is_found() {
         return;
     }
     let peel = Peel::new();
-    let layout = layout(&peel, 2);
-    let [first, second] = ["v0", "v1"].map(|tag| layout.reference(tag));
-    peel.peel(["pull", "-q", &first]).ok();
-    peel.peel(["pull", "-q", &second]).ok();
+    let [first, second] = pulled(&peel);
     assert!(peel.peel(["check"]).ok().contains("complete"));
     let layer = peel.json(["inspect", &first])["layers"][1]["digest"].clone();
     let layer = layer.as_str().expect("text");

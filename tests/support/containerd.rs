@@ -17,10 +17,15 @@ use peel::api::containerd::{
 };
 use tonic::{Request, Status, transport::Channel};
 
-use super::{Peel, Ran, cri::channel, eventually, has_tool, run};
+use super::{Peel, Ran, can_mount, cri::channel, eventually, has_tool, registry::can_serve, run};
+
+/// Whether a containerd can run on a daemon here, with images of a registry.
+pub fn can_run_containerd() -> bool {
+    can_mount() && can_serve() && has_containerd()
+}
 
 /// Whether containerd and what it needs are there.
-pub fn has_containerd() -> bool {
+fn has_containerd() -> bool {
     ["containerd", "ctr", "runc", "busybox"].iter().all(|tool| has_tool(tool))
 }
 
