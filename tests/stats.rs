@@ -95,6 +95,20 @@ fn what_is_done_is_counted() {
     );
     assert!(latency["max"].as_u64() >= latency["p99"].as_u64(), "{latency}");
 
+    let looked_up = counted(&peel, || {
+        for n in 0..2000 {
+            assert!(!peel.path(&format!("m/d7/missing-{n}")).exists());
+        }
+    });
+    let polls: u64 = ["found", "missed"]
+        .map(|result| looked_up["busy_polls"][result].as_u64().expect("a number"))
+        .iter()
+        .sum();
+    let cores = std::thread::available_parallelism().expect("cores").get();
+    assert!(polls <= of(&looked_up, "lookup") + 1, "{looked_up:#}");
+    assert_eq!(polls == 0, looked_up["busy_poll_ns"] == 0, "{looked_up:#}");
+    assert!(polls > 0 || cores < 2, "{looked_up:#}");
+
     let all = peel.json(["stats", "--json"]);
     assert_eq!(
         (&all["mounts"], &all["images"], &all["layers"]["open"]),

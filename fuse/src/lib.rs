@@ -34,5 +34,5 @@ pub mod source;
 
 pub use error::Error;
 pub use fs::{Filesystem, Inode, Lookup};
-pub use session::{Handshake, Mounted, ServeOptions, Server, adopt, mount};
+pub use session::{BUSY_POLL, Handshake, Mounted, ServeOptions, Server, adopt, mount};
 pub use source::{Ahead, FileSource, ReadError, Sink, Spare};

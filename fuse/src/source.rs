@@ -48,6 +48,10 @@ pub trait FileSource: Send + Sync + 'static {
         0
     }
 
+    /// A name was looked up in a tree, found or not: `sink` may be told what is worth doing ahead of
+    /// the reads that follow. Called for every such request, so it has to be cheap.
+    fn visited(&self, _tree: Slot, _sink: &mut dyn Sink) {}
+
     /// Does what [`Sink::ahead`] was told of, on a thread that has nothing else to do, for as long
     /// as that says so.
     fn ahead(&self, _wish: Ahead, _spare: &dyn Spare) {}
@@ -98,6 +102,11 @@ pub enum Ahead {
         layer: Slot,
         /// The span's number in the layer's index.
         span: u32,
+    },
+    /// What was read of a tree's layers the last time that each came into use.
+    Starts {
+        /// The tree's slot.
+        tree: Slot,
     },
     /// What was read of a layer the last time that it came into use.
     Start {

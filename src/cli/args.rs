@@ -12,7 +12,7 @@ pub(super) use super::{
     make::{CommitArgs, ConvertArgs, DiffArgs},
     meta::{ContentCommand, MetadataCommand},
     network::NetworkArgs,
-    processes::{DaemonArgs, DaemonCommand, RoleArgs, StoreArgs},
+    processes::{DaemonArgs, DaemonCommand, RoleArgs, ServingArgs, StoreArgs},
     store::PruneArgs,
 };
 

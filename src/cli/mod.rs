@@ -35,7 +35,7 @@ use crate::{
 };
 use args::{
     BundleSubcommand, Cli, Command, DaemonArgs, DaemonCommand, Global, InspectFormat, NetworkArgs,
-    RoleArgs, StoreArgs,
+    RoleArgs, ServingArgs, StoreArgs,
 };
 
 /// Parses the process's arguments and runs them.
@@ -69,16 +69,19 @@ impl Context {
         background: bool,
         span_cache: u64,
         watchdog: u64,
+        serving: &ServingArgs,
         network: &NetworkArgs,
         store: &StoreArgs,
     ) -> daemon::keeper::Options {
         let mut further_args = network.arguments();
+        further_args.extend(serving.arguments());
         further_args.extend(store.arguments());
         daemon::keeper::Options {
             paths: self.paths,
             log_level: self.start.log_level,
             span_cache,
-            follow_starts: true,
+            follow_starts: !serving.no_follow_starts,
+            busy_poll: std::time::Duration::from_micros(serving.busy_poll.into()),
             background,
             patience: std::time::Duration::from_secs(watchdog),
             network: network.options(),
@@ -91,10 +94,8 @@ impl Context {
 
     /// The same for one that another process of the daemon has started.
     fn role(self, role: &RoleArgs) -> daemon::keeper::Options {
-        let follow_starts = !role.no_follow_starts;
-        let RoleArgs { background, span_cache, ref network, ref store, .. } = *role;
-        let options = self.process(background, span_cache, 0, network, store);
-        daemon::keeper::Options { follow_starts, ..options }
+        let RoleArgs { background, span_cache, serving, network, store } = role;
+        self.process(*background, *span_cache, 0, serving, network, store)
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
@@ -109,10 +110,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Daemon(args) => match args.command {
             None => {
                 let span_cache = args.span_cache.unwrap_or(SPAN_CACHE_BYTES);
-                let follow_starts = !args.no_follow_starts;
-                let DaemonArgs { background, watchdog, network, store, .. } = args;
-                let options = context.process(background, span_cache, watchdog, &network, &store);
-                daemon::keeper::run(&daemon::keeper::Options { follow_starts, ..options })
+                let DaemonArgs { background, watchdog, serving, network, store, .. } = args;
+                daemon::keeper::run(
+                    &context.process(background, span_cache, watchdog, &serving, &network, &store),
+                )
             }
             Some(DaemonCommand::Worker(role)) => Ok(daemon::worker::run(context.role(&role))),
             Some(DaemonCommand::Keeper(role)) => daemon::keeper::resume(&context.role(&role)),

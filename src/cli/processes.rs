@@ -15,9 +15,9 @@ pub(super) struct DaemonArgs {
     /// Memory for decoded file content: bytes, or with K, M or G [default: 64M]
     #[arg(long, env = "PEEL_SPAN_CACHE", value_name = "SIZE", value_parser = parse_size)]
     pub span_cache: Option<u64>,
-    /// Do not note what is read when a layer comes into use, to decode it ahead the next time
-    #[arg(long, env = "PEEL_NO_FOLLOW_STARTS", value_parser = clap::builder::FalseyValueParser::new())]
-    pub no_follow_starts: bool,
+    /// How files are served.
+    #[command(flatten)]
+    pub serving: ServingArgs,
     /// Started by a command: log to the file alone, and leave the caller's mount namespace
     #[arg(long, hide = true)]
     pub background: bool,
@@ -62,15 +62,43 @@ pub(super) struct RoleArgs {
     /// Bound of the span cache in bytes
     #[arg(long)]
     pub span_cache: u64,
-    /// Starts are not followed
-    #[arg(long)]
-    pub no_follow_starts: bool,
+    /// How files are served.
+    #[command(flatten)]
+    pub serving: ServingArgs,
     /// How registries are reached.
     #[command(flatten)]
     pub network: NetworkArgs,
     /// What is kept, and what is shared.
     #[command(flatten)]
     pub store: StoreArgs,
+}
+
+/// How files are served.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ServingArgs {
+    /// Do not note what is read when a layer comes into use, to decode it ahead the next time
+    #[arg(long, env = "PEEL_NO_FOLLOW_STARTS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_follow_starts: bool,
+    /// How long to look out for the kernel's next request before sleeping, where requests come one
+    /// after the other and a core is free; 0: not at all
+    #[arg(
+        long,
+        env = "PEEL_BUSY_POLL",
+        value_name = "MICROSECONDS",
+        default_value_t = peel_fuse::BUSY_POLL.as_micros() as u32
+    )]
+    pub busy_poll: u32,
+}
+
+impl ServingArgs {
+    /// The same on a command line.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = vec!["--busy-poll".into(), self.busy_poll.to_string().into()];
+        if self.no_follow_starts {
+            arguments.push("--no-follow-starts".into());
+        }
+        arguments
+    }
 }
 
 /// What is kept, and what is shared with containerd.

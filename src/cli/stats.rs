@@ -201,6 +201,7 @@ fn text(stats: &Stats) -> String {
          ahead      {} spans, {} used, {} wasted; {} of them known from the last of {} starts\n\
          content    {} served, {} inflated, {} verified\n\
          requests   {} under way, {} reads queued, {} sent again, {} lookups of what is not there\n\
+         polls      {} found a request, {} did not; {} of a core\n\
          faults     {}\n\n",
         size("cache_bytes", &[]),
         size("cache_capacity_bytes", &[]),
@@ -222,6 +223,9 @@ fn text(stats: &Stats) -> String {
         number("reads_queued", &[]),
         number("requests_resent", &[]),
         number("negative_lookups", &[]),
+        number("busy_polls", &["found"]),
+        number("busy_polls", &["missed"]),
+        time(Some(number("busy_poll_ns", &[]))),
         faults(stats),
     ));
     text.push_str(&requests(stats));

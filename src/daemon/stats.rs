@@ -3,7 +3,7 @@
 //! Metrics are read when somebody asks, and nothing is kept. All but those of the processes and of
 //! the records count since this worker started.
 
-use peel_fuse::metrics::Snapshot;
+use peel_fuse::metrics::{BusyPollSnapshot, Snapshot};
 
 use super::engine::Engine;
 use crate::{
@@ -129,6 +129,29 @@ const TABLE: &[Row] = &[
             help: "Reads that wait for a thread",
         },
         |s| one(s.fuse.queued_reads()),
+    ),
+    Row(
+        Definition {
+            name: "busy_polls",
+            unit: Count,
+            behaviour: Counter,
+            labels: &["result"],
+            help: "Times that the next request was looked out for, and came soon or did not",
+        },
+        |s| {
+            let BusyPollSnapshot { found, missed, .. } = s.fuse.busy_poll;
+            labelled([("found", found), ("missed", missed)].into_iter())
+        },
+    ),
+    Row(
+        Definition {
+            name: "busy_poll",
+            unit: Nanoseconds,
+            behaviour: Counter,
+            labels: &[],
+            help: "What that took of one core",
+        },
+        |s| one(u64::try_from(s.fuse.busy_poll.took.as_nanos()).unwrap_or(u64::MAX)),
     ),
     Row(
         Definition {

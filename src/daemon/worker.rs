@@ -120,7 +120,7 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
     let (paths, span_cache) = (options.paths.clone(), options.span_cache);
     let (network, max_size) = (options.network.clone(), options.max_size);
     let containerd_root = options.containerd_root.clone();
-    let follow_starts = options.follow_starts;
+    let (follow_starts, busy_poll) = (options.follow_starts, options.busy_poll);
     let metrics_address = options.metrics;
     let keeper = Keeper::watch(options, estate, &facts, line).map_err(no_estate)?;
 
@@ -130,7 +130,7 @@ fn serve(options: keeper::Options) -> Result<ExitCode, Failure> {
     let layers = Layers::open(paths.root(), Arc::clone(&content), span_cache);
     let layers = Arc::new(layers.map_err(|e| damaged(&e))?);
     layers.follow_starts(follow_starts);
-    let metrics = serve_files(fuse, &handshake, &layers, flights)?;
+    let metrics = serve_files(fuse, &handshake, &layers, flights, busy_poll)?;
 
     let engine = open(facts.restarts == 0, || {
         content.prepare().map_err(|e| damaged(&e))?;
@@ -203,10 +203,11 @@ fn serve_files(
     handshake: &Handshake,
     layers: &Arc<Layers>,
     flights: Arc<Flights>,
+    busy_poll: Duration,
 ) -> Result<Arc<Metrics>, Failure> {
     let failed = |e: &dyn std::error::Error| Failure::new(Class::Unavailable, chain(e));
     let filesystem = Filesystem::new(Arc::clone(layers));
-    let options = ServeOptions { flights: Some(flights), ..ServeOptions::default() };
+    let options = ServeOptions { flights: Some(flights), busy_poll, ..ServeOptions::default() };
     let server = session::adopt(fuse, handshake, filesystem, &options).map_err(|e| failed(&e))?;
     let metrics = server.metrics();
     let serve = move || {

@@ -318,8 +318,17 @@ impl FileSource for Layers {
         true
     }
 
+    fn visited(&self, tree: Slot, sink: &mut dyn Sink) {
+        if self.following.visited(tree) {
+            sink.ahead(Ahead::Starts { tree });
+        }
+    }
+
     fn ahead(&self, wish: Ahead, spare: &dyn Spare) {
-        let (Ahead::Span { layer, .. } | Ahead::Start { layer }) = wish;
+        let layer = match wish {
+            Ahead::Starts { tree } => return self.expect_starts(tree, spare),
+            Ahead::Span { layer, .. } | Ahead::Start { layer } => layer,
+        };
         // Whoever reads it for good meets the same error and tells of it
         let Ok(open) = self.open_layer(layer) else { return };
         match wish {
@@ -331,7 +340,7 @@ impl FileSource for Layers {
                 let extent = AheadExtent { upto: usize::MAX, share: AHEAD_SHARE, start: false };
                 self.cache.ahead((layer, span), extent, &origin, &|| spare.go_on());
             }
-            Ahead::Start { .. } => self.follow_start(&open, spare),
+            Ahead::Start { .. } | Ahead::Starts { .. } => self.follow_start(&open, spare),
         }
     }
 }

@@ -7,10 +7,11 @@
 //! without asking, keeps their pages, and keeps listings. So are `flush`, `fsync`, `lseek` and
 //! whatever else the kernel can do, or do without, by itself.
 
+mod busy_poll;
 mod convert;
 mod records;
 
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path, time::SystemTime};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Generation,
@@ -20,8 +21,9 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-pub(crate) use self::records::Records;
+pub(crate) use self::{busy_poll::BusyPoll, records::Records};
 use self::{
+    busy_poll::Outcome,
     convert::{file_attr, file_type, nothing},
     records::{Part, answer, call},
 };
@@ -50,6 +52,7 @@ pub(crate) struct Adapter<S: FileSource> {
     filesystem: Filesystem<S>,
     reads: Pool<Read, Ahead>,
     records: Records,
+    busy_poll: Arc<BusyPoll>,
 }
 
 /// A read on its way through the pool.
@@ -96,6 +99,7 @@ impl<S: FileSource> Adapter<S> {
         read_threads: usize,
         ahead_threads: usize,
         records: Records,
+        busy_poll: Arc<BusyPoll>,
     ) -> io::Result<Self> {
         let (reader, written) = (filesystem.clone(), records.clone());
         let work = move |work: Work<Read, Ahead>, buffer: &mut Vec<u8>, queues: &Queues<_, _>| {
@@ -116,7 +120,7 @@ impl<S: FileSource> Adapter<S> {
             }
         };
         let reads = Pool::start(read_threads, ahead_threads, work)?;
-        Ok(Self { filesystem, reads, records })
+        Ok(Self { filesystem, reads, records, busy_poll })
     }
 
     /// Counts a request, answers it by `run`, and counts the answer.
@@ -125,6 +129,14 @@ impl<S: FileSource> Adapter<S> {
         let arrived = metrics.arrived(kind, request.unique().0);
         run();
         metrics.answered(kind, arrived);
+        self.look_out();
+    }
+
+    /// What the thread for requests does when it is done with one.
+    fn look_out(&self) {
+        if let Some((outcome, took)) = self.busy_poll.look_out(|| self.reads.queues().at_work()) {
+            self.records.metrics.looked_out(outcome == Outcome::Found, took);
+        }
     }
 
     fn answer<T>(&self, call: Call, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Errno> {
@@ -159,7 +171,8 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
         self.count(Kind::Lookup, req, || {
             let find = || self.filesystem.lookup(parent.0, name.as_bytes());
             let call = call(Kind::Lookup, req, parent).at(name_hash(name.as_bytes()));
-            match self.answer(call, find) {
+            let found = self.answer(call, find);
+            match found {
                 Ok(Lookup::Found(inode)) => {
                     let Inode { attr_ttl, entry_ttl, .. } = &inode;
                     reply.entry_with_ttls(attr_ttl, entry_ttl, &file_attr(&inode), GENERATION);
@@ -172,6 +185,11 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
                     }
                 }
                 Err(errno) => reply.error(errno),
+            }
+            if found.is_ok() {
+                let (metrics, queues) = (&*self.records.metrics, self.reads.queues());
+                let mut offered = ReadAnswer { reply: None, metrics, queues };
+                self.filesystem.visited(parent.0, &mut offered);
             }
         });
     }
@@ -232,6 +250,7 @@ impl<S: FileSource> fuser::Filesystem for Adapter<S> {
                 metrics.answered(Kind::Read, arrived);
             }
         }
+        self.look_out();
     }
 
     fn flush(

@@ -223,6 +223,13 @@ impl<S: FileSource> Filesystem<S> {
         }
     }
 
+    /// A name was looked up in the directory `parent`; `sink` is told what is worth doing ahead.
+    pub fn visited(&self, parent: u64, sink: &mut dyn Sink) {
+        if let Some(NodeId::Tree { slot, .. }) = NodeId::from_raw(parent) {
+            self.source.visited(slot, sink);
+        }
+    }
+
     /// Does what a read said is worth doing ahead, while `spare` says so.
     pub fn ahead(&self, wish: Ahead, spare: &dyn Spare) {
         self.source.ahead(wish, spare);

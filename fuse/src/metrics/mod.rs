@@ -15,7 +15,7 @@ mod histogram;
 use std::{
     cell::Cell,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use self::histogram::Histogram;
@@ -160,6 +160,9 @@ struct Shard {
     negative_lookups: AtomicU64,
     resent: AtomicU64,
     read_bytes: AtomicU64,
+    looks_found: AtomicU64,
+    looks_missed: AtomicU64,
+    looked_ns: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -220,6 +223,15 @@ impl Metrics {
         self.shard().read_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
+    /// The thread for requests looked out for the next one for so long, and found it or did not.
+    pub(crate) fn looked_out(&self, found: bool, took: Duration) {
+        let shard = self.shard();
+        let count = if found { &shard.looks_found } else { &shard.looks_missed };
+        count.fetch_add(1, Relaxed);
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        shard.looked_ns.fetch_add(ns, Relaxed);
+    }
+
     fn shard(&self) -> &Shard {
         &self.shards[thread_number() % SHARDS]
     }
@@ -250,6 +262,11 @@ impl Metrics {
             negative_lookups: sum(|shard| &shard.negative_lookups),
             resent: sum(|shard| &shard.resent),
             read_bytes: sum(|shard| &shard.read_bytes),
+            busy_poll: BusyPollSnapshot {
+                found: sum(|shard| &shard.looks_found),
+                missed: sum(|shard| &shard.looks_missed),
+                took: Duration::from_nanos(sum(|shard| &shard.looked_ns)),
+            },
         }
     }
 }
@@ -282,6 +299,19 @@ pub struct Snapshot {
     pub resent: u64,
     /// Bytes of content given to the kernel.
     pub read_bytes: u64,
+    /// Looking out for requests.
+    pub busy_poll: BusyPollSnapshot,
+}
+
+/// Counters of looking out for the next request before sleeping.
+#[derive(Clone, Copy, Debug)]
+pub struct BusyPollSnapshot {
+    /// Times that it was found.
+    pub found: u64,
+    /// Times that it was not.
+    pub missed: u64,
+    /// What that took, of one core.
+    pub took: Duration,
 }
 
 /// Counters of one kind of request.

@@ -16,7 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -55,6 +55,8 @@ pub(crate) struct Queues<J, A> {
     room: Condvar,
     /// There are more jobs than threads with nothing to do.
     waits: AtomicBool,
+    /// Threads with something to do.
+    at_work: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -92,6 +94,7 @@ impl<J: Send + 'static, A: Send + PartialEq + 'static> Pool<J, A> {
             work: Condvar::new(),
             room: Condvar::new(),
             waits: AtomicBool::new(false),
+            at_work: AtomicUsize::new(0),
         });
         let pool = Self { queues };
         let work = Arc::new(work);
@@ -147,6 +150,11 @@ impl<J, A> Queues<J, A> {
     /// Whether a job waits for a thread: work ahead has to stop then.
     pub(crate) fn job_waits(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Threads with something to do.
+    pub(crate) fn at_work(&self) -> usize {
+        self.at_work.load(Ordering::Relaxed)
     }
 
     /// The next thing to do; `None` once the pool is closed and no job is left.
@@ -223,11 +231,13 @@ fn run<J, A>(queues: &Queues<J, A>, work: &impl Fn(Work<J, A>, &mut Vec<u8>, &Qu
         buffer.clear();
         queues.next(&mut buffer)
     } {
+        queues.at_work.fetch_add(1, Ordering::Relaxed);
         let _counted = matches!(next, Work::Ahead(_)).then(|| AtAhead(queues));
         // A job that panics drops its reply, which answers EIO; the thread serves on
         if catch_unwind(AssertUnwindSafe(|| work(next, &mut buffer, queues))).is_err() {
             tracing::error!("panic while reading");
         }
+        queues.at_work.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

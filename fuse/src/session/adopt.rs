@@ -9,6 +9,7 @@ use std::{
     mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::{
@@ -19,7 +20,7 @@ use rustix::{
 
 use super::init::{Handshake, OUT_HEADER_LEN, REPLY_LEN};
 use crate::{
-    adapter::{Adapter, Records},
+    adapter::{Adapter, BusyPoll, Records},
     flight::Flights,
     fs::Filesystem,
     metrics::Metrics,
@@ -32,12 +33,16 @@ const DEVICE_NUMBER: (u32, u32) = (10, 229);
 /// `FUSE_NOTIFY_RESEND` of fuse.h.
 const NOTIFY_RESEND: i32 = 7;
 
+/// What looking out for requests may take unless it is said otherwise: nine of ten gaps between the
+/// requests of a program that starts are shorter.
+pub const BUSY_POLL: Duration = Duration::from_micros(200);
+
 /// How a [`Server`] works.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Threads that take requests and answer those about metadata. One serves 140,000 requests a
-    /// second; a second one keeps answers coming while the first is held up by a page fault.
-    pub request_threads: usize,
+    /// Longest time that the thread for requests looks out for the next one before it sleeps. That
+    /// thread takes all requests and answers those about metadata: 140,000 a second.
+    pub busy_poll: Duration,
     /// Threads that read and inflate, at least two.
     pub read_threads: usize,
     /// Of these, those that may work ahead at a time.
@@ -50,7 +55,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
-            request_threads: 2,
+            busy_poll: BUSY_POLL,
             read_threads: (2 * cores).clamp(4, 16),
             ahead_threads: cores.clamp(1, 8),
             flights: None,
@@ -167,11 +172,14 @@ pub fn adopt<S: FileSource>(
     let metrics = Arc::<Metrics>::default();
     let records = Records { metrics: Arc::clone(&metrics), flights: options.flights.clone() };
     let ServeOptions { read_threads, ahead_threads, .. } = *options;
-    let adapter = Adapter::new(filesystem, read_threads, ahead_threads, records)
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let busy_poll = Arc::new(BusyPoll::new(options.busy_poll, cores));
+    let polling = Arc::clone(&busy_poll);
+    let adapter = Adapter::new(filesystem, read_threads, ahead_threads, records, polling)
         .map_err(|source| AdoptError::Setup { step: "starting threads", source })?;
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
-    config.n_threads = Some(options.request_threads.max(1));
+    config.n_threads = Some(1);
     // A cloned descriptor has requests of its own, which end with the process
     config.clone_fd = false;
     let session = fuser::Session::from_fd(adapter, session, fuser::SessionACL::All, config)
@@ -179,6 +187,7 @@ pub fn adopt<S: FileSource>(
     expect_success(&kernel)?;
 
     replace(session.as_fd(), device.as_fd()).map_err(failed("putting the device in place"))?;
+    busy_poll.watch(device);
     if handshake.can_resend() {
         resend(session.as_fd()).map_err(failed("asking for unanswered requests"))?;
     } else {

@@ -20,7 +20,7 @@ mod mount;
 mod mountinfo;
 mod readahead;
 
-pub use adopt::{AdoptError, ServeOptions, Server, adopt, inherited_device};
+pub use adopt::{AdoptError, BUSY_POLL, ServeOptions, Server, adopt, inherited_device};
 pub use init::{Handshake, InitError};
 pub use lower::{LowerMount, LowerState, clear_stale};
 pub use mount::{FS_TYPE, MountError, Mounted, mount};

@@ -153,9 +153,6 @@ pub(in crate::daemon) fn command(options: &Options, role: &str) -> io::Result<Co
     }
     command.args(["--log-level", &options.log_level, "daemon", role]);
     command.args(["--span-cache", &options.span_cache.to_string()]);
-    if !options.follow_starts {
-        command.arg("--no-follow-starts");
-    }
     command.args(&options.further_args);
     if options.background {
         command.arg("--background");

@@ -75,6 +75,8 @@ pub struct Options {
     pub span_cache: u64,
     /// What is read when a layer comes into use is decoded ahead the next time.
     pub follow_starts: bool,
+    /// How long the worker looks out for requests before it sleeps.
+    pub busy_poll: Duration,
     /// Started by a command, not by a person or a service manager.
     pub background: bool,
     /// A worker that gets nowhere for so long is killed; zero: never.

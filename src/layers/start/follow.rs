@@ -1,12 +1,13 @@
 //! Layers that follow the courses of their starts, and keep them.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{Read as _, Write as _},
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -37,11 +38,21 @@ pub(in crate::layers) struct Following {
     /// Layers whose start is not kept yet.
     starting: Mutex<Vec<Slot>>,
     begun: AtomicU64,
+    /// Trees that somebody looked something up in.
+    visited: Mutex<HashSet<Slot>>,
+    /// The one that was looked at last; 0: none.
+    visited_last: AtomicU32,
 }
 
 impl Default for Following {
     fn default() -> Self {
-        Self { on: AtomicBool::new(true), starting: Mutex::default(), begun: AtomicU64::new(0) }
+        Self {
+            on: AtomicBool::new(true),
+            starting: Mutex::default(),
+            begun: AtomicU64::new(0),
+            visited: Mutex::default(),
+            visited_last: AtomicU32::new(0),
+        }
     }
 }
 
@@ -49,6 +60,16 @@ impl Following {
     /// Starts so far.
     pub(in crate::layers) fn count(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is the first look at a tree.
+    pub(in crate::layers) fn visited(&self, tree: Slot) -> bool {
+        // Look-ups come by the thousand, nearly all in the tree of the one before
+        if self.visited_last.swap(tree.number(), Ordering::Relaxed) == tree.number() {
+            return false;
+        }
+        let first = self.visited.lock().unwrap_or_else(PoisonError::into_inner).insert(tree);
+        first && self.on.load(Ordering::Relaxed)
     }
 
     fn began(&self, slot: Slot) {
@@ -88,6 +109,17 @@ impl Layers {
             sink.ahead(wish);
         }
         None
+    }
+
+    /// Begins to follow the last starts of a tree's layers: names were looked up in it, and reads
+    /// come some ten milliseconds later. What makes a container ready for its program looks for the
+    /// directories that it mounts things on, and the program is looked for before it is read.
+    pub(in crate::layers) fn expect_starts(&self, tree: Slot, spare: &dyn Spare) {
+        // Whoever reads for good meets the same error and tells of it
+        let Ok(tree) = self.open_tree(tree) else { return };
+        for layer in tree.layers().filter(|layer| self.start_file(&layer.diff_id).exists()) {
+            spare.offer(Ahead::Start { layer: layer.slot });
+        }
     }
 
     /// Decodes the next span on the course of a layer's last start.

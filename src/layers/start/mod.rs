@@ -12,7 +12,9 @@
 //! # When
 //!
 //! A start begins with the first read of a layer, or the first after a minute without any: reads that
-//! the page cache answers do not come here. It ends after ten seconds, or when nothing was read for
+//! the page cache answers do not come here. Where it is the first use of an image since the worker
+//! began, what was read the last time is decoded from the first look-up of a name on, which comes
+//! before any read. It ends after ten seconds, or when nothing was read for
 //! two. Following the course never goes far: what is decoded and not asked for takes a part of the
 //! span cache at most, then nothing more is decoded until something of it is. A reader who asks for
 //! what comes much later in the course (another program) has it followed from there.

@@ -39,6 +39,7 @@ pub(super) struct Image {
 }
 
 pub(super) const LAYER: u32 = 1;
+pub(super) const TREE: u32 = 2;
 
 impl Image {
     pub(super) fn new(sizes: &[usize]) -> Self {
@@ -58,7 +59,7 @@ impl Image {
         }
         let blob = tar.into_inner().and_then(GzEncoder::finish).expect("finish");
         let diff_id = fixture.store(&layers, &blob, LAYER);
-        let tree = layers.build_tree(&[diff_id], slot(2)).expect("tree");
+        let tree = layers.build_tree(&[diff_id], slot(TREE)).expect("tree");
         let number = |n| match tree.lookup(1, format!("f{n:05}").as_bytes()).expect("entry").node {
             NodeId::Layer { number, .. } => number,
             other => panic!("not of a layer: {other:?}"),
@@ -162,7 +163,7 @@ fn a_reader_in_order_has_the_next_spans_decoded_ahead() {
     let index = image.layers.layer(slot(LAYER)).expect("index");
     let there = |wish: &Ahead| match wish {
         Ahead::Span { span, .. } => index.span(*span).is_some(),
-        Ahead::Start { .. } => true,
+        Ahead::Start { .. } | Ahead::Starts { .. } => true,
     };
     assert!(wishes.0.iter().all(there));
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, path::PathBuf};
 use peel_fuse::{Ahead, Spare};
 
 use super::{
-    reading::{Image, LAYER, Wishes},
+    reading::{Image, LAYER, TREE, Wishes},
     *,
 };
 
@@ -85,6 +85,40 @@ fn the_next_start_finds_decoded_what_the_last_one_read() {
     image.layers.keep_starts(true);
     start(&image);
     assert_eq!(image.layers.cache_stats().starts, 1);
+}
+
+#[test]
+fn the_first_look_up_in_a_tree_begins_it() {
+    let mut image = Image::new(&FILES);
+    start(&image);
+    image.layers.keep_starts(true);
+    let visit = |image: &Image, tree| {
+        let mut wishes = Wishes::default();
+        image.layers.visited(slot(tree), &mut wishes);
+        let queue = Queue(RefCell::new(wishes.0));
+        queue.run(&image.layers);
+        image.layers.cache_stats().start_spans
+    };
+    again(&mut image);
+    assert_eq!(visit(&image, 99), 0, "no such tree");
+    let known = visit(&image, TREE);
+    assert!(known >= 5, "{known}");
+    start(&image);
+    let stats = image.layers.cache_stats();
+    assert_eq!((stats.misses, stats.ahead_used, stats.starts), (0, known, 1), "{stats:?}");
+
+    // Once is enough
+    image.layers.cache.forget(slot(LAYER));
+    assert_eq!((visit(&image, 99), visit(&image, TREE)), (known, known));
+
+    again(&mut image);
+    image.layers.follow_starts(false);
+    assert_eq!(visit(&image, TREE), 0);
+
+    // A layer without a course has nothing to decode
+    fs::remove_file(course_file(&image)).expect("removed");
+    again(&mut image);
+    assert_eq!(visit(&image, TREE), 0);
 }
 
 #[test]
