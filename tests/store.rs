@@ -202,3 +202,19 @@ fn a_store_is_kept_to_its_size() {
     assert_eq!(names(&peel), [at(2), at(3), at(4)]);
     peel.peel(["umount", "m"]).ok();
 }
+
+#[test]
+fn what_was_just_pulled_stays_however_large() {
+    if !can_mount() {
+        return;
+    }
+    let peel = Peel::new();
+    let layout = layout(&peel, 2);
+    let at = |n: usize| layout.reference(&format!("v{n}"));
+    run(peel.command().env("PEEL_MAX_SIZE", "100000").arg("images")).ok();
+    peel.peel(["pull", "-q", &at(0)]).ok();
+    assert_eq!(names(&peel), [at(0)], "it is alone, and larger than the store may be");
+    peel.peel(["pull", "-q", &at(1)]).ok();
+    assert_eq!(names(&peel), [at(1)]);
+    assert!(peel.peel(["logs"]).ok().contains("the store is too large"));
+}

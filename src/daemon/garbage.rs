@@ -113,15 +113,16 @@ impl Engine {
         Ok((items, freed))
     }
 
-    /// Removes images where the store is larger than it may be.
-    pub(super) fn keep_to_size(&self) -> Result<(), Failure> {
-        self.max_size.map_or(Ok(()), |most| self.make_room(most))
+    /// Removes images where the store is larger than it may be, but not the one that was `pulled`
+    /// just now: whoever pulled it is about to use it.
+    pub(super) fn keep_to_size(&self, pulled: Option<&str>) -> Result<(), Failure> {
+        self.max_size.map_or(Ok(()), |most| self.make_room(most, pulled))
     }
 
     /// What is done now and then: leases end, and mounts go, without a word to anybody.
     pub(super) fn tidy(&self) {
         let tidied = self.live_mounts().and_then(|_| self.collect_garbage());
-        let tidied = tidied.and_then(|_| self.keep_to_size());
+        let tidied = tidied.and_then(|_| self.keep_to_size(None));
         if let Err(error) = tidied {
             tracing::error!(%error, "cannot clean up");
         }

@@ -116,8 +116,8 @@ impl Engine {
     }
 
     /// Removes images, the least recently mounted first, until what they take is no more than
-    /// `most` bytes; pinned ones and those in use stay.
-    pub(super) fn make_room(&self, most: u64) -> Result<(), Failure> {
+    /// `most` bytes; pinned ones, those in use and `pulled`, which was pulled just now, stay.
+    pub(super) fn make_room(&self, most: u64, pulled: Option<&str>) -> Result<(), Failure> {
         loop {
             let found = self.stored_bytes()?;
             if found <= most {
@@ -127,7 +127,10 @@ impl Engine {
                 let _one_at_a_time = self.mounting();
                 let used = self.used_images()?;
                 let mut images = self.metadata.images()?;
-                images.retain(|image| !image.pinned && !used.contains(&image.name));
+                images.retain(|image| {
+                    let is_kept = image.pinned || used.contains(&image.name);
+                    !is_kept && pulled != Some(&image.name)
+                });
                 images.sort_by_key(last_use);
                 match images.into_iter().next() {
                     Some(image) => {
@@ -135,7 +138,7 @@ impl Engine {
                         image
                     }
                     None => {
-                        tracing::warn!(most, found, "the store is too large, but all is in use");
+                        tracing::warn!(most, found, "the store is too large, but all is wanted");
                         return Ok(());
                     }
                 }

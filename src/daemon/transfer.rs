@@ -239,9 +239,13 @@ where
             false => sweeping.collect_if_due(),
         };
         let making_room = Arc::clone(&engine);
+        let pulled = match &result {
+            Ok(Event::Done(image)) => Some(image.name.clone()),
+            _ => None,
+        };
         let sweep = move || {
             let freed = sweep()?;
-            making_room.keep_to_size()?;
+            making_room.keep_to_size(pulled.as_deref())?;
             Ok::<_, Failure>(freed)
         };
         // Before the answer: who is told of a failure finds nothing left of it
