@@ -179,6 +179,9 @@ class Runner:
         """One contender's turn: cold, then warm."""
         if "cold" in work.modes:
             if contender.learns:
+                # A start is noted from the first read of a layer on, and what is cached is not read
+                contender.restart()
+                self.machine.drop_caches()
                 work.time(contender, "cold", timed)
                 contender.learned()
             contender.restart()
