@@ -33,8 +33,8 @@ const DEVICE_NUMBER: (u32, u32) = (10, 229);
 /// `FUSE_NOTIFY_RESEND` of fuse.h.
 const NOTIFY_RESEND: i32 = 7;
 
-/// What looking out for requests may take unless it is said otherwise: nine of ten gaps between the
-/// requests of a program that starts are shorter.
+/// What looking out for requests may take unless it is said otherwise: three of four gaps between
+/// the requests of a program that starts are shorter.
 pub const BUSY_POLL: Duration = Duration::from_micros(200);
 
 /// How a [`Server`] works.
