@@ -440,9 +440,10 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Checks header, table, layout, padding and the checksum of every section, and has `check` look
-    /// at the content. That happens at the same time where the file is large and a core may be free,
-    /// so `check` must not rely on the checksums; a wrong checksum is the error that comes out.
+    /// Checks header, table, layout, padding, the checksum of every section and the heap of names, and
+    /// has `check` look at the rest. That happens at the same time where the file is large and a core
+    /// may be free, so `check` must not rely on the checksums; a wrong checksum is the error that
+    /// comes out.
     pub(crate) fn open<T>(
         bytes: Bytes,
         expected: FileType,
@@ -455,7 +456,14 @@ impl Container {
             return Err(FormatError::Checksum { part: "numbering" });
         }
         let container = Self { bytes: Arc::clone(&bytes), header, ranges };
-        let verify = || verify_checksums(file, table);
+        let (begin, end) = ranges[Section::Names as usize];
+        let verify = || {
+            verify_checksums(file, table)?;
+            match is_free_of_separators(&file[begin..end]) {
+                true => Ok(()),
+                false => Err(Section::Names.bad(0, "separator in a name")),
+            }
+        };
         let has_core = || available_parallelism().is_ok_and(|cores| cores.get() > 1);
         thread::scope(|scope| {
             let helper = (file.len() >= SPREAD_FROM && has_core())

@@ -11,7 +11,7 @@ use crate::{
     format::{
         ExtentRecord, FormatError, HIDES_LOWER, IMPLICIT, InodeRecord, LOWER_LINK, LOWER_LINK_KIND,
         LayerDirent, OPAQUE, SPARSE, Section, SpanRecord, WHITEOUT_KIND, XattrSets, has_valid_form,
-        is_free_of_separators, slice,
+        slice,
     },
 };
 
@@ -35,9 +35,6 @@ pub(super) fn check(layer: &Layer) -> Result<(), FormatError> {
     check_spans(layer)?;
 
     let names = layer.names();
-    if !is_free_of_separators(names) {
-        return Err(Section::Names.bad(0, "separator in a name"));
-    }
     let targets = layer.file.section(Section::Targets);
     let mut checker = InodeChecker {
         tar_len: layer.tar_len,

@@ -7,8 +7,7 @@ use super::{LayerRef, OWN, ROOT, Tree, layer_ref};
 use crate::{
     attr::{FileKind, MAX_FILE_SIZE, PERMISSION_MASK, TYPE_MASK},
     format::{
-        FormatError, Section, TreeDirent, TreeInode, TreeLayer, XattrSets, has_valid_form,
-        is_free_of_separators, slice,
+        FormatError, Section, TreeDirent, TreeInode, TreeLayer, XattrSets, has_valid_form, slice,
     },
     nodeid::NodeId,
 };
@@ -25,9 +24,6 @@ pub(super) fn check(tree: &Tree) -> Result<(), FormatError> {
     }
     let layers = check_layers(tree.file.checked_records(Section::Layers)?)?;
     let names = tree.file.section(Section::Names);
-    if !is_free_of_separators(names) {
-        return Err(Section::Names.bad(0, "separator in a name"));
-    }
     let mut checker = Checker { inodes, dirents, names, layers, dirent: 0 };
     let mut references = vec![0u32; inodes.len()];
     for (number, inode) in (1..).zip(inodes) {
