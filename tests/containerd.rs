@@ -9,62 +9,28 @@ use std::{
     thread,
 };
 
-use peel_index::Digest;
 use serde_json::json;
 use support::{
     Peel,
     containerd::{Containerd, Snapshots, can_run_containerd},
     cri::Cri,
     drop_caches, eventually,
-    image::{Layer, Layout, busybox},
+    image::{Layout, busybox},
+    pushed::Pushed,
     registry::Registry,
     run,
 };
 use tonic::Code;
-
-/// An image of three layers in a registry: its name, the digests of its layers and their diffIDs.
-struct Image {
-    name: String,
-    manifest: String,
-    layers: Vec<String>,
-    chains: Vec<String>,
-}
-
-fn push(peel: &Peel, registry: &Registry) -> Image {
-    let mut layout = Layout::new(peel.path("layout"));
-    let middle = Layer::new().dir("data", 0o755).file("data/one", 0o644, "one").file(
-        "data/gone",
-        0o644,
-        "gone",
-    );
-    let top = Layer::new().file("data/two", 0o600, "two").whiteout("data/gone");
-    let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", "cat /data/*"] });
-    let manifest = layout.image("box", vec![busybox(), middle, top], config);
-    registry.push(&layout.reference("box"), "team/box:1", &[]);
-    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
-    let layers = manifest["layers"].as_array().expect("layers").iter();
-    let config = fs::read(layout.blob_path(&text(&manifest["config"]["digest"]))).expect("config");
-    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
-    let diff_ids = config["rootfs"]["diff_ids"].as_array().expect("diffIDs").iter();
-    let diff_ids: Vec<Digest> = diff_ids.map(|id| text(id).parse().expect("digest")).collect();
-    let chain = |len| peel_index::chain_id(&diff_ids[..len]).expect("layers").to_string();
-    Image {
-        name: format!("{}/team/box:1", registry.host),
-        manifest: registry.raw("team/box:1", &[]).0,
-        layers: layers.map(|layer| text(&layer["digest"])).collect(),
-        chains: (1..=diff_ids.len()).map(chain).collect(),
-    }
-}
 
 fn directories(peel: &Peel) -> usize {
     fs::read_dir(peel.root().join("snapshots")).expect("snapshots").count()
 }
 
 /// A daemon, its image in a registry, and a containerd that has peel as its snapshotter.
-fn started() -> (Peel, Registry, Image, Containerd) {
+fn started() -> (Peel, Registry, Pushed, Containerd) {
     let peel = Peel::new();
     let registry = Registry::start();
-    let image = push(&peel, &registry);
+    let image = Pushed::of_three(&peel, &registry);
     peel.peel(["images"]).ok();
     let containerd = Containerd::start(&peel);
     (peel, registry, image, containerd)
@@ -273,7 +239,7 @@ async fn layers_that_peel_fetches_itself() {
     for namespace in ["k8s.io", "other"] {
         let mut snapshots = Snapshots::connect(&containerd.socket(), namespace).await;
         let mut parent = String::new();
-        for (layer, chain) in image.layers.iter().zip(&image.chains) {
+        for ((layer, _), chain) in image.layers.iter().zip(&image.chains) {
             let labels = [
                 ("containerd.io/snapshot.ref", chain.as_str()),
                 ("containerd.io/snapshot/cri.image-ref", image.name.as_str()),
@@ -338,7 +304,7 @@ async fn a_pod_by_cri() {
     }
     let peel = Peel::new();
     let registry = Registry::start();
-    let image = push(&peel, &registry);
+    let image = Pushed::of_three(&peel, &registry);
     let mut pause = Layout::new(peel.path("pause"));
     pause.image("pause", vec![busybox()], json!({ "Cmd": ["/bin/sleep", "1000"] }));
     registry.push(&pause.reference("pause"), "team/pause:1", &[]);
@@ -351,7 +317,7 @@ async fn a_pod_by_cri() {
     let all = own.list(&["kind==committed"]).await.expect("list");
     assert_eq!(all.len(), 3, "{all:?}");
     assert_eq!(directories(&peel), 0, "nothing was unpacked: {}", containerd.log());
-    for layer in &image.layers {
+    for (layer, _) in &image.layers {
         let blob = layer.replacen(':', "/", 1);
         let blobs = "containerd/root/io.containerd.content.v1.content/blobs";
         assert!(!peel.path(blobs).join(&blob).exists(), "containerd has not fetched it");
@@ -385,7 +351,7 @@ async fn a_layer_that_cannot_be_had_is_left_to_containerd() {
     }
     let peel = Peel::new();
     let registry = Registry::start();
-    let image = push(&peel, &registry);
+    let image = Pushed::of_three(&peel, &registry);
     peel.peel(["images"]).ok();
     let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
     let labels = |chain: &str, layer: &str, name: &str| {
@@ -398,12 +364,12 @@ async fn a_layer_that_cannot_be_had_is_left_to_containerd() {
     let gone = format!("{}/team/missing:1", registry.host);
     let cases = [
         // No such image, another layer's blob, a chain that is not the image's, labels of no use
-        labels(&image.chains[0], &image.layers[0], &gone),
-        labels(&image.chains[0], &image.layers[1], &image.name),
-        labels(&image.layers[0], &image.layers[0], &image.name),
-        labels("nonsense", &image.layers[0], &image.name),
+        labels(&image.chains[0], &image.layers[0].0, &gone),
+        labels(&image.chains[0], &image.layers[1].0, &image.name),
+        labels(&image.layers[0].0, &image.layers[0].0, &image.name),
+        labels("nonsense", &image.layers[0].0, &image.name),
         // The second layer on nothing
-        labels(&image.chains[1], &image.layers[1], &image.name),
+        labels(&image.chains[1], &image.layers[1].0, &image.name),
     ];
     for (n, case) in cases.iter().enumerate() {
         let labels: Vec<_> = case.iter().map(|(k, v)| (*k, v.as_str())).collect();
@@ -418,7 +384,7 @@ async fn a_layer_that_cannot_be_had_is_left_to_containerd() {
     let socket = peel.state().join("peel.sock");
     let racers = (0..8).map(|n| {
         let (socket, chain) = (socket.clone(), image.chains[0].clone());
-        let labels = labels(&chain, &image.layers[0], &image.name);
+        let labels = labels(&chain, &image.layers[0].0, &image.name);
         tokio::spawn(async move {
             let mut own = Snapshots::connect(&socket, "").await;
             let labels: Vec<_> = labels.iter().map(|(k, v)| (*k, v.as_str())).collect();

@@ -7,56 +7,15 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use peel::api::containerd::types::Mount;
 use peel_index::Digest;
-use serde_json::{Value, json};
 use support::{
     Peel,
     containerd::{Containerd, Snapshots, apply, can_run_containerd, descriptor},
     eventually,
-    image::{Layer, Layout, busybox},
+    pushed::Pushed,
     registry::Registry,
     run,
 };
 use tonic::Code;
-
-/// An image in a registry and in containerd, of which nothing is unpacked.
-struct Image {
-    name: String,
-    layers: Vec<(String, u64)>,
-    diff_ids: Vec<String>,
-    chains: Vec<String>,
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().expect("text").to_owned()
-}
-
-fn push(peel: &Peel, registry: &Registry) -> Image {
-    let mut layout = Layout::new(peel.path("layout"));
-    let middle = Layer::new().dir("data", 0o755).file("data/one", 0o644, "one").file(
-        "data/gone",
-        0o644,
-        "gone",
-    );
-    let top = Layer::new().file("data/two", 0o600, "two").whiteout("data/gone");
-    let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", "cat /data/*"] });
-    let manifest = layout.image("box", vec![busybox(), middle, top], config);
-    registry.push(&layout.reference("box"), "team/box:1", &[]);
-    let config = fs::read(layout.blob_path(&text(&manifest["config"]["digest"]))).expect("config");
-    let config: Value = serde_json::from_slice(&config).expect("JSON");
-    let diff_ids: Vec<_> =
-        config["rootfs"]["diff_ids"].as_array().expect("diffIDs").iter().map(text).collect();
-    let digests: Vec<Digest> = diff_ids.iter().map(|id| id.parse().expect("digest")).collect();
-    let chain = |len| peel_index::chain_id(&digests[..len]).expect("layers").to_string();
-    let layers = manifest["layers"].as_array().expect("layers").iter();
-    Image {
-        name: format!("{}/team/box:1", registry.host),
-        layers: layers
-            .map(|layer| (text(&layer["digest"]), layer["size"].as_u64().expect("size")))
-            .collect(),
-        chains: (1..=digests.len()).map(chain).collect(),
-        diff_ids,
-    }
-}
 
 fn inode(path: &Path) -> (u64, u64) {
     let found = fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -72,7 +31,7 @@ fn directories(peel: &Peel) -> usize {
 }
 
 /// Unpacks an image as containerd does, with peel as the only differ.
-async fn unpack(peel: &Peel, containerd: &Containerd, image: &Image) {
+async fn unpack(peel: &Peel, containerd: &Containerd, image: &Pushed) {
     let mut snapshots = Snapshots::connect(&containerd.socket(), "default").await;
     let mut parent = String::new();
     for (n, chain) in image.chains.iter().enumerate() {
@@ -110,7 +69,7 @@ fn lower(mounts: &[Mount]) -> &str {
 async fn from_content_to_container(same: bool) {
     let peel = Peel::new();
     let registry = Registry::start();
-    let image = push(&peel, &registry);
+    let image = Pushed::of_three(&peel, &registry);
     if !same {
         let root = peel.path("containerd/root");
         fs::create_dir_all(&root).expect("directory");
@@ -181,10 +140,10 @@ fn all_top(all: &[peel::api::containerd::services::snapshots::v1::Info]) -> Stri
 }
 
 /// A daemon, its image in a registry, and a containerd that has fetched the image.
-fn fetched() -> (Peel, Registry, Image, Containerd) {
+fn fetched() -> (Peel, Registry, Pushed, Containerd) {
     let peel = Peel::new();
     let registry = Registry::start();
-    let image = push(&peel, &registry);
+    let image = Pushed::of_three(&peel, &registry);
     peel.peel(["images"]).ok();
     let containerd = Containerd::start(&peel);
     containerd.ctr(&["content", "fetch", "--plain-http", &image.name]).ok();

@@ -10,14 +10,13 @@ use std::{
     process::Command,
 };
 
-use peel_index::Digest;
-use serde_json::{Value, json};
 use support::{
     Peel, can_mount,
     containerd::{Containerd, Snapshots, can_run_containerd},
     eventually, has_tool,
     idmap::{UserNamespace, mount_mapped},
-    image::{Layer, Layout, busybox},
+    image::Layer,
+    pushed::Pushed,
     registry::{Registry, can_serve},
     run,
 };
@@ -27,45 +26,29 @@ const MAP: &str = "0:1000000:65536";
 const MAPPING: [(&str, &str); 2] =
     [("containerd.io/snapshot/uidmapping", MAP), ("containerd.io/snapshot/gidmapping", MAP)];
 
-fn push(peel: &Peel, registry: &Registry) -> (String, Value) {
-    let mut layout = Layout::new(peel.path("layout"));
+fn push(peel: &Peel, registry: &Registry) -> Pushed {
     let files = Layer::new()
         .dir("data", 0o755)
         .file("data/one", 0o600, "one")
         .file("data/two", 0o644, "two")
         .owned_file("data/users", 0o640, (1000, 1001), "a user's");
-    let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", "cat /data/one"] });
-    let manifest = layout.image("box", vec![busybox(), files], config);
-    registry.push(&layout.reference("box"), "team/box:1", &[]);
-    let digest = manifest["config"]["digest"].as_str().expect("text");
-    let config = fs::read(layout.blob_path(digest)).expect("config");
-    let config: Value = serde_json::from_slice(&config).expect("JSON");
-    let diff_ids =
-        json!({ "diff_ids": config["rootfs"]["diff_ids"], "layers": manifest["layers"] });
-    (format!("{}/team/box:1", registry.host), diff_ids)
+    Pushed::new(peel, registry, vec![files], "cat /data/one")
 }
 
 /// Has peel fetch the layers; gives the name of the topmost.
-async fn fetch(own: &mut Snapshots, name: &str, image: &Value) -> String {
-    let diff_ids = image["diff_ids"].as_array().expect("diffIDs").iter();
-    let diff_ids: Vec<Digest> =
-        diff_ids.map(|id| id.as_str().expect("text").parse().expect("digest")).collect();
-    let mut parent = String::new();
-    for n in 0..diff_ids.len() {
-        let chain = peel_index::chain_id(&diff_ids[..=n]).expect("layers").to_string();
+async fn fetch(own: &mut Snapshots, image: &Pushed) -> String {
+    let mut parent = "";
+    for ((layer, _), chain) in image.layers.iter().zip(&image.chains) {
         let labels = [
             ("containerd.io/snapshot.ref", chain.as_str()),
-            ("containerd.io/snapshot/cri.image-ref", name),
-            (
-                "containerd.io/snapshot/cri.layer-digest",
-                image["layers"][n]["digest"].as_str().expect("text"),
-            ),
+            ("containerd.io/snapshot/cri.image-ref", &image.name),
+            ("containerd.io/snapshot/cri.layer-digest", layer),
         ];
-        let error = own.prepare("extract-1 x", &parent, &labels).await.expect_err("a layer");
+        let error = own.prepare("extract-1 x", parent, &labels).await.expect_err("a layer");
         assert_eq!(error.code(), Code::AlreadyExists, "{error}");
         parent = chain;
     }
-    parent
+    parent.to_owned()
 }
 
 fn owner(path: &Path) -> (u32, u32) {
@@ -80,10 +63,10 @@ async fn ids_are_mapped() {
     }
     let peel = Peel::new();
     let registry = Registry::start();
-    let (name, image) = push(&peel, &registry);
+    let image = push(&peel, &registry);
     peel.peel(["images"]).ok();
     let mut own = Snapshots::connect(&peel.state().join("peel.sock"), "").await;
-    let top = fetch(&mut own, &name, &image).await;
+    let top = fetch(&mut own, &image).await;
     let mounts = own.prepare("container", &top, &MAPPING).await.expect("prepare");
     assert_eq!(own.mounts("container").await.expect("mounts"), mounts);
 
@@ -149,7 +132,7 @@ async fn ids_are_mapped() {
     run(Command::new("umount").arg(&target)).ok();
     peel.peel(["gc"]).ok();
     assert_eq!(trees(), 0, "nobody sees it any more");
-    let top = fetch(&mut own, &name, &image).await;
+    let top = fetch(&mut own, &image).await;
 
     // The same tree for a container without a namespace
     let mounts = own.view("plain", &top).await.expect("view");
@@ -172,7 +155,7 @@ fn owners_are_changed_by_containerd() {
     }
     let peel = Peel::new();
     let registry = Registry::start();
-    let (name, _) = push(&peel, &registry);
+    let name = push(&peel, &registry).name;
     peel.peel(["images"]).ok();
     fs::set_permissions(peel.dir(), fs::Permissions::from_mode(0o755)).expect("chmod");
     let containerd = Containerd::start(&peel);

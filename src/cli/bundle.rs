@@ -23,14 +23,13 @@ use super::{
 };
 use crate::{
     api::{self, MountKind},
+    bundle::FILES,
     client::{Client, path_bytes},
     failure::{Class, Failure},
 };
 
-/// What a bundle has beside its rootfs: the runtime's configuration, and files of the container's
-/// own that the daemon gives.
+/// What a bundle has beside its rootfs and [`FILES`]: the runtime's configuration.
 const CONFIG: &str = "config.json";
-const FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// What a bundle is made from.
 struct Request {
@@ -132,7 +131,7 @@ fn refuse_filled(dir: &Path) -> Result<Left, Failure> {
     let mut names = names.collect::<io::Result<Vec<_>>>().map_err(failed)?;
     names.sort();
     if names.iter().any(|name| name == CONFIG) {
-        names.retain(|name| FILES.iter().all(|file| name != file));
+        names.retain(|name| FILES.iter().all(|(file, _)| name != file));
     }
     let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     if names == [CONFIG, "rootfs"] && is_empty(&dir.join("rootfs")) {
@@ -215,7 +214,7 @@ fn gone(path: &Path, result: io::Result<()>) -> Result<(), Failure> {
 
 /// Removes what a bundle has beside its rootfs.
 fn remove_files(bundle: &Path) -> Result<(), Failure> {
-    for name in [CONFIG].into_iter().chain(FILES) {
+    for name in [CONFIG].into_iter().chain(FILES.map(|(name, _)| name)) {
         let path = bundle.join(name);
         gone(&path, fs::remove_file(&path))?;
     }

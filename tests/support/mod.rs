@@ -9,6 +9,7 @@ pub mod idmap;
 pub mod image;
 pub mod load;
 pub mod proxy;
+pub mod pushed;
 pub mod registry;
 
 use std::{

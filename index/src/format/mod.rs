@@ -459,10 +459,8 @@ impl Container {
         let (begin, end) = ranges[Section::Names as usize];
         let verify = || {
             verify_checksums(file, table)?;
-            match is_free_of_separators(&file[begin..end]) {
-                true => Ok(()),
-                false => Err(Section::Names.bad(0, "separator in a name")),
-            }
+            let bad = || Section::Names.bad(0, "separator in a name");
+            is_free_of_separators(&file[begin..end]).then_some(()).ok_or_else(bad)
         };
         let has_core = || available_parallelism().is_ok_and(|cores| cores.get() > 1);
         thread::scope(|scope| {
